@@ -1,0 +1,2 @@
+#define SK_ISA portable
+#include "isa/instantiate.h"

@@ -1,0 +1,27 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "isa/isa.h"
+
+namespace sparsekern {
+void bind_linear(pybind11::module_& m);
+void bind_conv2d(pybind11::module_& m);
+void bind_topology(pybind11::module_& m);
+}  // namespace sparsekern
+
+PYBIND11_MODULE(_C, m) {
+  using namespace sparsekern;
+  m.def("isa", [] { return std::string(active_isa().name); }, "Name of the instruction set in use.");
+  m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const char* const* name = available_isas(); *name; ++name) names.emplace_back(*name);
+    return names;
+  });
+  bind_linear(m);
+  bind_conv2d(m);
+  bind_topology(m);
+}
