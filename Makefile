@@ -47,7 +47,7 @@ $(EXTENSION): $(SOURCES) | $(INSTALLED)
 	@touch $@
 
 ifneq ($(VENV),none)
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt
 	@$(PYTHON) tools/check_machine.py venv
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet $(PIP_ARGS) -r requirements.txt

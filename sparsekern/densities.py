@@ -1,4 +1,4 @@
-"""How many nonzeros each layer gets: Erdos-Renyi, Erdos-Renyi-Kernel and uniform densities with an exact total."""
+"""How many nonzeros each layer gets: Erdos-Renyi (er), its kernel variant (erk) and uniform, exact in total."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _er(shape: Shape) -> int:
 
 
 def _erk(shape: Shape) -> int:
-    """C_out + C_in / groups + kh + kw (RigL, arXiv 1911.11134, section 3); the same as ER for a linear layer."""
+    """C_out + C_in / groups + kh + kw (RigL, arXiv 1911.11134, section 3); ER for a linear layer."""
     return sum(shape)
 
 
@@ -23,7 +23,7 @@ def _uniform(shape: Shape) -> int:
     return math.prod(shape)
 
 
-# A layer's share of the nonzeros before clipping: its density times its size, up to one factor for all layers.
+# A layer's share of the nonzeros before clipping: its density times its size, up to a factor common to all.
 # All three are whole numbers, so the division below is exact.
 DISTRIBUTIONS: dict[str, Callable[[Shape], int]] = {"er": _er, "erk": _erk, "uniform": _uniform}
 
@@ -42,19 +42,21 @@ def layer_nnz(shapes: Sequence[Shape], density: float, distribution: str = "erk"
     """Number of nonzeros of each layer.
 
     The sum is exactly `round(density * total size)` and every layer has between 1 and its size. With `w` the
-    layer's share under the distribution, its nonzeros are `s * w` clipped to [1, size], where the one factor `s`
-    is chosen so that the sum comes out: what a layer at density 1 cannot take goes to the others in proportion
-    (RigL's "fixed at 1 and the rest rescaled until none passes 1"). Fractions are rounded by largest remainder.
+    layer's share under the distribution, its nonzeros are `s * w` clipped to [1, size], where the one factor
+    `s` is chosen so that the sum comes out: what a layer at density 1 cannot take goes to the others in
+    proportion (RigL fixes such layers at 1 and rescales the rest until none passes 1). Fractions are rounded
+    by largest remainder.
 
     Args:
-        shapes: each layer's weight shape as torch has it: (out, in) or (out_channels, in_channels / groups, kh, kw).
+        shapes: each layer's weight shape as torch has it: (out, in) or (C_out, C_in / groups, kh, kw).
         density: share of all the layers' weights that are nonzero, in (0, 1].
-        distribution: "er" (density of a layer ~ (n_in + n_out) / (n_in n_out)), "erk" (~ (C_in + C_out + kh + kw) /
-            (C_in C_out kh kw)) or "uniform".
+        distribution: "er" (a layer's density goes as (n_in + n_out) / (n_in n_out)), "erk" (it goes as
+            (C_in + C_out + kh + kw) / (C_in C_out kh kw)) or "uniform".
 
     Raises:
-        ValueError: a density outside (0, 1], an unknown distribution, a layer without weights, or a density so low
-            that there is not one nonzero for each layer.
+        TypeError: a density that is no number.
+        ValueError: a density outside (0, 1], an unknown distribution, a layer without weights, or a density
+            so low that there is not one nonzero for each layer.
     """
     density = check_density(density)
     if distribution not in DISTRIBUTIONS:
@@ -71,7 +73,10 @@ def layer_nnz(shapes: Sequence[Shape], density: float, distribution: str = "erk"
         )
     shares = [DISTRIBUTIONS[distribution](shape) for shape in shapes]
     factor = _scale(shares, sizes, total)
-    exact = [min(max(factor * share, Fraction(1)), Fraction(size)) for share, size in zip(shares, sizes, strict=True)]
+    exact = [
+        min(max(factor * share, Fraction(1)), Fraction(size))
+        for share, size in zip(shares, sizes, strict=True)
+    ]
     return _round_to(exact, total)
 
 
@@ -82,7 +87,7 @@ def layer_densities(shapes: Sequence[Shape], density: float, distribution: str =
 
 
 def _scale(shares: Sequence[int], sizes: Sequence[int], total: int) -> Fraction:
-    """The factor s with sum(clip(s * share, 1, size)) == total, by walking the breakpoints of this rising sum."""
+    """The factor s with sum(clip(s * share, 1, size)) == total, found along the breakpoints of this rising sum."""
     breakpoints = []
     for share, size in zip(shares, sizes, strict=True):
         breakpoints.append((Fraction(1, share), -1, share))  # from here the layer's nonzeros grow with s ...

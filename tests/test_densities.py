@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from sparsekern.densities import DISTRIBUTIONS, layer_densities, layer_nnz
 
-RESNET = [(16, 3, 3, 3), *[(16, 16, 3, 3)] * 6, (32, 16, 3, 3), *[(32, 32, 3, 3)] * 5, (64, 32, 3, 3), (10, 64)]
+RESNET = [
+    (16, 3, 3, 3),
+    *[(16, 16, 3, 3)] * 6,
+    (32, 16, 3, 3),
+    *[(32, 32, 3, 3)] * 5,
+    (64, 32, 3, 3),
+    (10, 64),
+]
 
 shape_strategy = st.one_of(
     st.tuples(st.integers(1, 300), st.integers(1, 300)),

@@ -1,6 +1,7 @@
 """Says in one line each what this machine lacks: `python3 tools/check_machine.py venv|build|train|test`.
 
-The Makefile asks before each step. Runs under any Python 3, so that an old one gets a sentence, not a SyntaxError.
+The Makefile asks before each step. Runs under Python 3.6 too, so that an old one gets a
+sentence, not a SyntaxError.
 """
 
 import importlib.util
@@ -23,7 +24,9 @@ TEST = dict(TRAIN, pytest="pytest", hypothesis="hypothesis", psutil="psutil", sc
 
 
 def missing_packages(modules):
-    names = sorted({package for module, package in modules.items() if importlib.util.find_spec(module) is None})
+    names = sorted(
+        {package for module, package in modules.items() if importlib.util.find_spec(module) is None}
+    )
     if not names:
         return []
     # Naming the torch that is there keeps pip from replacing it by another build.
@@ -31,9 +34,9 @@ def missing_packages(modules):
     if "torch" not in names:
         from importlib.metadata import version
 
-        torch = ' "torch==%s"' % version("torch")  # noqa: UP031
+        torch = f" torch=={version('torch')}"
     install = " ".join([sys.executable, "-m pip install" + torch, *names])
-    return ["Python packages are missing: %s\n    %s" % (", ".join(names), install)]  # noqa: UP031
+    return [f"Python packages are missing: {', '.join(names)}\n    {install}"]
 
 
 def missing_for_venv():
@@ -49,16 +52,16 @@ def missing_for_build():
     found = []
     header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
     if not os.path.exists(header):
-        found.append("Python's headers are missing: no %s (on Debian: apt-get install python3-dev)" % header)  # noqa: UP031
+        found.append(f"Python's headers are missing: no {header} (on Debian: apt-get install python3-dev)")
     compiler = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()[0]
     if shutil.which(compiler) is None:
-        found.append("no C++ compiler: %s (on Debian: apt-get install g++)" % compiler)  # noqa: UP031
+        found.append(f"no C++ compiler: {compiler} (on Debian: apt-get install g++)")
     return found
 
 
 def main(step):
-    if sys.version_info < (3, 10):
-        found = ["sparsekern needs Python 3.10 or later; %s is %s" % (sys.executable, sys.version.split()[0])]  # noqa: UP031
+    if sys.version_info < (3, 10):  # noqa: UP036
+        found = [f"sparsekern needs Python 3.10 or later; {sys.executable} is {sys.version.split()[0]}"]
     elif step == "venv":
         found = missing_for_venv() + missing_for_build()
     elif step == "build":
