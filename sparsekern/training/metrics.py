@@ -17,7 +17,10 @@ class CsvLog:
         self.path, self.columns = path, columns
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
         is_new = not self.path.exists()
+        if not rows and not is_new:
+            return
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             if is_new:

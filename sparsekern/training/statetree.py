@@ -12,13 +12,14 @@ from torch import Tensor
 KIND = "$kind"
 
 
-def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+def pack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """Returns `tree` as plain JSON values and adds its tensors to `tensors` by path ("optimizer/state/0/exp_avg").
 
     Tensors come to the CPU, contiguous, one storage each; one that occurs twice is stored once.
     Raises TypeError for what is neither a tensor, a container nor a plain value.
     """
     seen: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
 
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
@@ -42,11 +43,14 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         if tensor.numel() and identity in seen:
             return seen[identity]
         seen[identity] = path
-        alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        tensors[path] = tensor.cpu().contiguous() if alone else tensor.cpu().clone(memory_format=torch.contiguous_format)
+        storage = tensor.untyped_storage()
+        is_whole = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        tensor = tensor.cpu()
+        tensors[path] = tensor.contiguous() if is_whole else tensor.clone(memory_format=torch.contiguous_format)
         return path
 
-    return visit(tree, path)
+    return visit(tree, "")
 
 
 def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
