@@ -25,6 +25,9 @@ enum Slot : size_t {
   kPointers, kWeights, kEdges, kStarts, kChannels, kCounts, kBias, kInputPlanes, kGradPlanes, kOutPlanes, kPartials,
 };
 
+// A result larger than this is written past the caches: it would not stay in them until it is read.
+constexpr int64_t kStreamElements = 1 << 19;
+
 // What a row costs besides its edges, in edges.
 constexpr int64_t kRowCost = 4;
 
@@ -133,6 +136,7 @@ struct Mover {
   int64_t channels, pixels;
   TileKind kind;
   int64_t unit;
+  bool stream;  // unpack past the caches
 
   char* at(int64_t element) const { return static_cast<char*>(tensor.data) + element * size_of(tensor.dtype); }
   int64_t image_stride() const { return channels * pixels; }
@@ -140,7 +144,7 @@ struct Mover {
   LaneCopy<A> lane_copy(const Layout& layout, const Tile& tile, Span range, A* planes) const {
     return {at(tile.images.begin * image_stride()), image_stride(), pixels, range.begin, range.end,
             static_cast<int>(tile.images.length()), layout.pixels.begin, layout.pixels.length(), layout.place.data(),
-            planes, layout.channel_size * unit};
+            planes, layout.channel_size * unit, stream};
   }
 
   void clear_gaps(const Layout& layout, Span range, A* planes) const {
@@ -267,13 +271,14 @@ class Forward : Call<A> {
   int64_t edge_tasks() const { return crow_[shape.out_channels] < (1 << 15) ? 1 : this->threads; }
 
   void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* output) {
-    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit};
-    const Mover<A> y{kernels, y_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit};
+    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
+    const Mover<A> y{kernels, y_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit,
+                     shape.batch * shape.out_channels * shape.out_pixels() > kStreamElements};
     const int d = static_cast<int>(y_.dtype);
     Sink<A> sink{};
     if (planes.kind == TileKind::direct) {
       input = reinterpret_cast<A*>(x.at(tile.images.begin * x.image_stride()));
-      sink = {kernels.put_flat, y.at(tile.images.begin * y.image_stride()), y.pixels, 0, 1};
+      sink = {kernels.put_flat, y.at(tile.images.begin * y.image_stride()), y.pixels, 0, 1, false};
     } else {
       const Layout layout = planes.input(tile, {tile.rows.begin, tile.rows.end + shape.y.reach});
       parallel_tasks(workers, [&](int64_t worker) {
@@ -281,9 +286,9 @@ class Forward : Call<A> {
         if (clear) x.clear_gaps(layout, channels, input);
         x.pack(layout, tile, channels, input);
       });
-      if (planes.kind == TileKind::flat) sink = {kernels.put_flat, output, planes.out_size, 0, 1};
+      if (planes.kind == TileKind::flat) sink = {kernels.put_flat, output, planes.out_size, 0, 1, false};
       else sink = {kernels.put_lanes[d], y.at(tile.images.begin * y.image_stride()), y.pixels, y.image_stride(),
-                   static_cast<int>(tile.images.length())};
+                   static_cast<int>(tile.images.length()), y.stream};
     }
     const std::vector<Block> blocks = planes.forward_blocks(tile, kernels.forward_vectors);
     parallel_tasks(workers, [&](int64_t worker) {
@@ -437,9 +442,10 @@ class Backward : Call<A> {
 
   void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* grad, A* output,
                 A* sums) {
-    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit};
-    const Mover<A> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit};
-    const Mover<A> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit};
+    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
+    const Mover<A> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
+                      shape.batch * shape.channels * shape.pixels() > kStreamElements};
+    const Mover<A> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit, false};
     Layout layout;
     if (planes.kind == TileKind::direct) {
       const int64_t image = tile.images.begin;

@@ -45,6 +45,7 @@ struct Sink {
   int64_t channel_stride;
   int64_t image_stride;
   int images;
+  bool stream;  // past the caches: the tensor is large, and the same vectors of all images share a cache set
 };
 
 template <class A>
@@ -79,6 +80,7 @@ struct LaneCopy {
   const int32_t* place;
   A* planes;
   int64_t channel_size;
+  bool stream;  // unpacking: as in Sink
 };
 
 template <class A>

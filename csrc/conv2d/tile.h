@@ -43,6 +43,7 @@ void forward_block(const ForwardArgs<A>& args, const Block& block) {
     for (int j = 0; j < kRows * Width; ++j) store(results + j * kLanes<A>, sum[j]);
     args.sink.put(args.sink, results, block, channel);
   }
+  stream_fence();
 }
 
 // For one input channel after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
@@ -131,6 +132,21 @@ void put_flat(const Sink<A>& sink, const A* vectors, const Block& block, int64_t
   store_unaligned(out + block.last, load(vectors + (block.width - 1) * kLanes<A>));
 }
 
+// Stores a transposed square: lane j of r[n] to out[n * stride + j].
+template <class A, class T>
+SK_INLINE void store_square(T* out, int64_t stride, const Vec<A>* r, bool past_caches) {
+  if constexpr (kCanStream && sizeof(T) == sizeof(A)) {
+    const bool whole_lines = reinterpret_cast<uintptr_t>(out) % 64 == 0 && stride * sizeof(T) % 64 == 0;
+    if (past_caches && whole_lines) {
+      SK_UNROLL
+      for (int n = 0; n < kLanes<A>; ++n) stream<A>(out + n * stride, r[n]);
+      return;
+    }
+  }
+  SK_UNROLL
+  for (int n = 0; n < kLanes<A>; ++n) store_narrowed<A>(out + n * stride, r[n]);
+}
+
 // Results whose lanes are images: a block's vectors are neighbouring pixels.
 template <class A, class T>
 void put_lanes(const Sink<A>& sink, const A* vectors, const Block& block, int64_t channel) {
@@ -148,8 +164,7 @@ void put_lanes(const Sink<A>& sink, const A* vectors, const Block& block, int64_
     }
     transpose<A>(r);
     if (count == kLanes<A> && sink.images == kLanes<A>) {
-      SK_UNROLL
-      for (int n = 0; n < kLanes<A>; ++n) store_narrowed<A>(out + n * sink.image_stride, r[n]);
+      store_square<A>(out, sink.image_stride, r, sink.stream);
     } else {
       SK_UNROLL
       for (int n = 0; n < kLanes<A>; ++n)
@@ -212,8 +227,7 @@ void unpack_lanes(const LaneCopy<A>& copy) {
       }
       transpose<A>(r);
       if (copy.images == kLanes<A> && count == kLanes<A>) {
-        SK_UNROLL
-        for (int n = 0; n < kLanes<A>; ++n) store_narrowed<A>(to + n * copy.image_stride + q, r[n]);
+        store_square<A>(to + q, copy.image_stride, r, copy.stream);
       } else {
         SK_UNROLL
         for (int n = 0; n < kLanes<A>; ++n)
@@ -221,6 +235,7 @@ void unpack_lanes(const LaneCopy<A>& copy) {
       }
     });
   }
+  stream_fence();
 }
 
 template <class A, class T>
