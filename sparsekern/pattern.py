@@ -373,8 +373,8 @@ def check_csc(ccol_indices: Tensor, row_indices: Tensor, n_rows: int) -> None:
         _remember(_checked_pairs, tensors, n_rows)
 
 
-# What has been checked: by the identity of the last tensor, weak references to all with their versions. A tensor
-# written in place has another version, a copied or unpickled one another identity. Writing through
+# What has been checked: by the identity of the last tensor, weak references to all with their versions. A
+# tensor written in place has another version, a copied or unpickled one another identity. Writing through
 # `.data` changes neither: torch does not count it.
 _Entry = tuple[int, tuple[tuple["weakref.ref[Tensor]", int, int, int], ...]]
 _checked_patterns: dict[int, _Entry] = {}

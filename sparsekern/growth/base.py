@@ -64,16 +64,17 @@ class Growth:
         growth.step()
 
     Steps are counted by the optimizer's own step hook, so a step that a GradScaler skipped is not one. In the
-    backward passes of step t, for t a multiple of ``interval`` below ``end``, candidates are drawn in each layer's
-    first backward call, and their gradient is summed over all its calls in that step: micro-batches, or several uses of
-    the layer. ``step`` then replaces, per layer, k = ceil(share(t) * nnz) edges (fewer where there are fewer
-    candidates): the candidates with the largest absolute gradient grow, with value 0, in the place of the edges with
-    the smallest absolute weight; equal ones are taken in stored order. The share is
-    ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which may be any
-    tensors of the parameter's shape; those of grown edges start at 0.
+    backward passes of step t, for t a multiple of ``interval`` below ``end``, candidates are drawn in each
+    layer's first backward call, and their gradient is summed over all its calls in that step: micro-batches,
+    or several uses of the layer. Of each layer, ``step`` then replaces k = ceil(share(t) *
+    nnz) edges (fewer where there are fewer candidates): the candidates with the largest absolute gradient grow, with value 0, in the
+    place of the edges with the smallest absolute weight; equal ones are taken in stored order. The share is
+    ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which
+    may be any tensors of the parameter's shape; those of grown edges start at 0.
 
-    A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient is not
-    finite. If the optimizer did not step, the candidates are dropped and the update is made at the next real step.
+    A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient
+    is not finite. If the optimizer did not step, the candidates are dropped and the update is made at the
+    next real step.
 
     Args:
         model: the model whose sparse layers change. Layers with a frozen weight are left out.
@@ -84,7 +85,8 @@ class Growth:
         exclude: patterns of layer names to leave alone, such as ``"head*"``.
         followers: models with the same layers and edges, such as a moving average of this one
             (``torch.optim.swa_utils.AveragedModel``), whose edges and values move along.
-        generator: CPU generator from which the seed of all later random draws is taken; torch's default one if None.
+        generator: CPU generator that the seed of all later random draws is taken from; torch's default one
+            if None.
 
     Raises:
         TypeError, ValueError: naming the argument or layer that does not fit.
@@ -109,7 +111,9 @@ class Growth:
             raise ValueError(f"alpha is {alpha!r}; expected a number in [0, 1]")
         for name, value, least in (("interval", interval, 1), ("end", end, 0)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}, in optimizer steps")
+                raise ValueError(
+                    f"{name} is {value!r}; expected an integer of at least {least}, in optimizer steps"
+                )
         if isinstance(exclude, str):
             raise TypeError(f"exclude is the string {exclude!r}; expected a sequence of name patterns")
         self.alpha = alpha
@@ -133,13 +137,20 @@ class Growth:
         self._hook_optimizer()
         self._arm()
 
-    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
+    def propose(
+        self,
+        layer: SparseLayer,
+        x: Tensor,
+        grad: Tensor,
+        asked: int,
+        generator: torch.Generator,
+    ) -> Pattern:
         """Candidates to grow, none of them an edge of the layer.
 
         Args:
             layer: the layer.
-            x, grad: its product's input and output gradient, as a watcher is given them (empty where
-                ``needs_backward`` is false).
+            x, grad: its product's input and output gradient, as a watcher is given them; empty where
+                ``needs_backward`` is false.
             asked: edges that this update would replace.
             generator: a CPU generator of this layer's and this update's own.
 
@@ -201,7 +212,7 @@ class Growth:
         """Continues where :meth:`state_dict` was taken; the topology itself is in the model's state_dict.
 
         Raises:
-            ValueError: if the state is of another configuration or of other layers, naming the first difference.
+            ValueError: if the state is of another configuration or of other layers; names a difference.
         """
         mine = self.state_dict()
         for part in ("config", "layers"):
@@ -209,7 +220,8 @@ class Growth:
             for key in {**mine[part], **theirs}:
                 if theirs.get(key) != mine[part].get(key):
                     raise ValueError(
-                        f"the state's {part} has {theirs.get(key)!r} for {key}; expected {mine[part].get(key)!r}"
+                        f"the state's {part} has {theirs.get(key)!r} for {key}; "
+                        f"expected {mine[part].get(key)!r}"
                     )
         self._steps = int(state["steps"])
         self._attempt = int(state["attempt"])
@@ -220,7 +232,12 @@ class Growth:
 
     def config(self) -> dict[str, Any]:
         """The arguments that decide what happens at which step."""
-        return {"method": type(self).__name__, "alpha": self.alpha, "interval": self.interval, "end": self.end}
+        return {
+            "method": type(self).__name__,
+            "alpha": self.alpha,
+            "interval": self.interval,
+            "end": self.end,
+        }
 
     def _check_layers(self) -> None:
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
@@ -228,21 +245,23 @@ class Growth:
         for name, layer in self.layers.items():
             if id(layer.weight) not in held:
                 raise ValueError(
-                    f"the weight of layer {name!r} is not among the optimizer's parameters: build the optimizer with "
-                    "model.parameters() after sparsify, or name the layer in exclude"
+                    f"the weight of layer {name!r} is not among the optimizer's parameters: build the "
+                    "optimizer with model.parameters() after sparsify, or name the layer in exclude"
                 )
             other = owners.setdefault(id(layer.weight), name)
             if other != name:
                 raise ValueError(
-                    f"layers {other!r} and {name!r} hold the same weight Parameter with indices of their own: share "
-                    "the whole layer, or name both in exclude"
+                    f"layers {other!r} and {name!r} hold the same weight Parameter with indices of their "
+                    "own: share the whole layer, or name both in exclude"
                 )
 
     def _followed(self, follower: nn.Module) -> dict[str, SparseLayer]:
         layers = find_sparse_layers(follower)
         for name, layer in self.layers.items():
             if name not in layers or not layers[name].pattern.equal(layer.pattern):
-                raise ValueError(f"a follower's layer {name!r} is missing or has other edges; expected the model's edges")
+                raise ValueError(
+                    f"a follower's layer {name!r} is missing or has other edges; expected the model's edges"
+                )
         return layers
 
     def _hook_optimizer(self) -> None:
@@ -274,7 +293,7 @@ class Growth:
 
     @torch.no_grad()
     def _watch(self, layer: SparseLayer, x: Tensor, grad: Tensor) -> None:
-        """Runs inside backward: draws the layer's candidates if it has none yet, and adds this call's gradient."""
+        """Inside backward: draws the layer's candidates if it has none, and adds this call's gradient."""
         name = self._names[layer]
         if not self.armed or x.numel() == 0:
             return
@@ -300,7 +319,7 @@ class Growth:
         return math.ceil(round(self.share(self._coming) * layer.nnz, 9))
 
     def _generator(self, name: str) -> torch.Generator:
-        """Of one layer at one update: the draws do not depend on the order in which backward reaches the layers."""
+        """Of one layer at one update: the order in which backward reaches the layers does not matter."""
         text = f"{self._seed} {self._coming} {self._attempt} {name}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -311,37 +330,41 @@ class Growth:
         if not self.needs_backward:
             nothing = layer.weight.new_empty(0)
             proposal = self._propose(name, nothing, nothing)
-        found = 0
+        candidates = 0
         replaced = 0
-        skipped = ""
         if proposal is None:
             skipped = "backward did not reach it"
-        elif proposal.problem:
-            skipped = proposal.problem
-        elif proposal.scores is not None and not bool(proposal.scores.isfinite().all()):
-            skipped = "the gradients of its candidates hold values that are not finite"
-        elif proposal.candidates is not None:
-            found = proposal.candidates.nnz
-            replaced = min(asked, found)
-        if skipped and proposal is not None:
-            warnings.warn(f"layer {name!r} keeps its edges in this update: {skipped}", stacklevel=3)
-        if replaced > 0:
-            self._replace(name, proposal, replaced)
-        return LayerUpdate(self._coming, name, layer.nnz, layer.density, asked, found, replaced, skipped)
+        else:
+            skipped = proposal.problem or _not_finite(proposal.scores)
+            if skipped:
+                warnings.warn(f"layer {name!r} keeps its edges in this update: {skipped}", stacklevel=3)
+            elif proposal.candidates is not None:
+                candidates = proposal.candidates.nnz
+                replaced = min(asked, candidates)
+                if replaced:
+                    self._replace(name, proposal.candidates, proposal.scores, replaced)
+        return LayerUpdate(self._coming, name, layer.nnz, layer.density, asked, candidates, replaced, skipped)
 
-    def _replace(self, name: str, proposal: _Proposal, count: int) -> None:
+    def _replace(self, name: str, candidates: Pattern, scores: Tensor | None, count: int) -> None:
         layer = self.layers[name]
-        rows, cols = proposal.candidates.edges()
-        if count < rows.numel():
-            chosen = select_by_magnitude(proposal.scores, count, largest=True)
+        rows, cols = candidates.edges()
+        if scores is not None and count < candidates.nnz:
+            chosen = select_by_magnitude(scores, count, largest=True)
             rows, cols = rows[chosen], cols[chosen]
         pruned = select_by_magnitude(layer.weight.detach(), count, largest=False)
         followers = [layers[name] for layers in self.followers]
-        for follower in followers:
-            if not follower.pattern.equal(layer.pattern):
-                raise ValueError(f"a follower's layer {name!r} has other edges than the model's: they must stay the same")
+        if not all(follower.pattern.equal(layer.pattern) for follower in followers):
+            raise ValueError(
+                f"a follower's layer {name!r} has other edges than the model's; expected the same"
+            )
         move = Move(layer.replace_edges(pruned, rows, cols))
         move_parameter(move, layer.weight, self.optimizer)
         for follower in followers:
             follower.pattern.copy_(layer.pattern)
             move_parameter(move, follower.weight, None)
+
+
+def _not_finite(scores: Tensor | None) -> str:
+    if scores is None or bool(scores.isfinite().all()):
+        return ""
+    return "the gradients of its candidates hold values that are not finite"

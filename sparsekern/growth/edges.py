@@ -11,7 +11,7 @@ class Move:
     """Where each slot's value comes from after a replacement of edges.
 
     Args:
-        source: (nnz,) int64, from ``Pattern.replace_edges``: the old slot of each slot's edge, -1 for a grown one.
+        source: (nnz,) int64, from ``Pattern.replace_edges``: each slot's old slot, -1 for a grown edge.
     """
 
     def __init__(self, source: Tensor) -> None:

@@ -17,16 +17,16 @@ from sparsekern.pattern import Pattern
 class GSE(Growth):
     """Grows the candidates with the largest gradient out of a random sample (arXiv 2401.06898, Alg. 1).
 
-    ceil(gamma * nnz) candidates a layer are drawn in the backward pass of an update step (all inactive edges where
-    there are no more), and only their gradients are computed, from that step's own batch. Time and memory of an update
-    are O(rows + columns + nnz) a layer. With gradient accumulation, candidates are drawn by the first micro-batch and
-    scored by all.
+    ceil(gamma * nnz) candidates a layer are drawn in the backward pass of an update step (all inactive edges
+    where there are no more), and only their gradients are computed, from that step's own batch. Time and
+    memory of an update are O(rows + columns + nnz) a layer. With gradient accumulation, candidates are drawn
+    by the first micro-batch and scored by all.
 
     Args:
         model, optimizer, alpha, interval, end, exclude, followers, generator: see :class:`Growth`.
-        sampler: the candidates' distribution. "uniform": all alike. "grabo": by the sums of absolute inputs and of
-            absolute output gradients, the factors of an upper bound of the gradient. "graest": by such sums under
-            random signs, the factors of an estimate of the gradient.
+        sampler: the candidates' distribution. "uniform": all alike. "grabo": by the sums of absolute inputs
+            and of absolute output gradients, the factors of an upper bound of the gradient. "graest": by such
+            sums under random signs, the factors of an estimate of the gradient.
         gamma: candidates per edge, above 0.
     """
 
@@ -61,7 +61,9 @@ class GSE(Growth):
             generator=generator,
         )
 
-    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
+    def propose(
+        self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator
+    ) -> Pattern:
         count = math.ceil(round(self.gamma * layer.nnz, 9))
         return SAMPLERS[self.sampler](layer, x, grad, count, generator)
 

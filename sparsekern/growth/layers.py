@@ -14,8 +14,8 @@ def find_sparse_layers(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[
     """Name -> layer, in the model's order, a shared layer once (under its first name).
 
     Args:
-        model: searched with all its submodules. The prefixes that wrappers add (``module.`` of DataParallel and
-            AveragedModel, ``_orig_mod.`` of torch.compile) are left out of the names.
+        model: searched with all its submodules. The prefixes that wrappers add (``module.`` of DataParallel
+            and AveragedModel, ``_orig_mod.`` of torch.compile) are left out of the names.
         exclude: patterns such as ``"head*"`` (as in fnmatch) of names to leave out.
     """
     found = {}

@@ -13,12 +13,14 @@ from sparsekern.pattern import Pattern
 class RigL(Growth):
     """Grows the edges with the largest gradient of all (Evci et al. 2020), in :class:`Growth`'s schedule.
 
-    DENSE at update steps: backward computes each layer's dense weight gradient, one layer at a time, and frees it at
-    once. With gradient accumulation, the nnz edges with the largest gradient of the first micro-batch are the
-    candidates that all micro-batches score.
+    DENSE at update steps: backward computes each layer's dense weight gradient, one layer at a time, and
+    frees it at once. With gradient accumulation, the nnz edges with the largest gradient of the first
+    micro-batch are the candidates that all micro-batches score.
     """
 
-    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
+    def propose(
+        self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator
+    ) -> Pattern:
         pattern = layer.pattern
         by_column = layer.dense_weight_grad(grad, x).t().contiguous()
         rows, cols = pattern.edges()

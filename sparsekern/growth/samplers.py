@@ -10,17 +10,17 @@ from sparsekern.growth.statistics import absolute_sums, sketched_sums
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed
 
-# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError where x
-# or grad is not finite.
+# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError
+# where x or grad is not finite.
 Sampler = Callable[[SparseLayer, Tensor, Tensor, int, torch.Generator], Pattern]
 
-# Added to every weight, in units of their mean: no row or column is ever impossible, so that a layer where most of
-# them are silent still has candidates.
+# Added to every weight, in units of their mean: no row or column is ever impossible, so that a layer where
+# most of them are silent still has candidates.
 EPSILON = 1e-6
 
 
 def sample_uniform(pattern: Pattern, count: int, generator: torch.Generator) -> Pattern:
-    """``count`` distinct edges that are not in ``pattern`` (all where there are fewer), every such set equally likely.
+    """``count`` distinct edges that are not in ``pattern`` (all if there are fewer), all sets alike likely.
 
     Time and memory are O(rows + cols + nnz + count).
     """
@@ -41,12 +41,12 @@ def sample_uniform(pattern: Pattern, count: int, generator: torch.Generator) -> 
 def sample_weighted(
     pattern: Pattern, row_weights: Tensor, col_weights: Tensor, count: int, generator: torch.Generator
 ) -> Pattern:
-    """Up to ``count`` distinct edges that are not in ``pattern``, drawn by weight; all where there are no more.
+    """Up to ``count`` distinct edges that are not in ``pattern``, drawn by weight; all if there are no more.
 
-    Each is drawn with a probability proportional to ``row_weights[row] * col_weights[group of row, col]`` among those
-    that are neither in the pattern nor drawn yet. Rows and columns are drawn on their own, repeats and active edges are
-    drawn again, and after 16 draws for each edge asked for what was found is returned. Time and memory are
-    O(rows + cols + nnz + count).
+    Each is drawn with a probability proportional to ``row_weights[row] * col_weights[group of row, col]``
+    among those that are neither in the pattern nor drawn yet. Rows and columns are drawn on their own,
+    repeats and active edges are drawn again, and after 16 draws for each edge asked for what was found is
+    returned. Time and memory are O(rows + cols + nnz + count).
 
     Args:
         pattern: of the layer.

@@ -7,7 +7,7 @@ from sparsekern import _C
 
 
 def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
-    """Positions of the ``count`` largest (or smallest) absolute values, ascending; ties by the lower position.
+    """Positions of the ``count`` largest or smallest absolute values, ascending; ties by the lower position.
 
     Time is O(size). A NaN counts as smaller than any number.
 

@@ -1,8 +1,8 @@
 """What a batch says about each row and each column of a layer's weight, without its gradient.
 
-A weight gradient is a sum over batch rows of delta[row] * h[column]; for a convolution every output position of every
-image is a batch row. Each function returns (per column f, (groups, columns); per row g, (rows,)) in float32 (float64
-for float64 activations). Nothing here unfolds a convolution's input.
+A weight gradient is a sum over batch rows of delta[row] * h[column]; for a convolution every output position
+of every image is a batch row. Each function returns (per column f, (groups, columns); per row g, (rows,)) in
+float32 (float64 for float64 activations). Nothing here unfolds a convolution's input.
 """
 
 import torch
@@ -15,7 +15,7 @@ from sparsekern.pattern import Pattern
 
 
 def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """f = sum of abs(h), g = sum of abs(delta), over the batch rows: GraBo (arXiv 2401.06898, section 3.2).
+    """f = sum of abs(h), g = sum of abs(delta), over the batch rows: GraBo (arXiv 2401.06898).
 
     Args:
         layer: the layer that x and grad come from.
@@ -44,8 +44,8 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
 def sketched_sums(
     layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both: GraEst
-    (arXiv 2401.06898, section 3.2, after the AMS sketch).
+    """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both:
+    GraEst (arXiv 2401.06898, after the AMS sketch).
 
     Args:
         layer, x, grad: as for :func:`absolute_sums`.
