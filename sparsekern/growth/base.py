@@ -66,10 +66,10 @@ class Growth:
     Steps are counted by the optimizer's own step hook, so a step that a GradScaler skipped is not one. In the
     backward passes of step t, for t a multiple of ``interval`` below ``end``, candidates are drawn in each
     layer's first backward call, and their gradient is summed over all its calls in that step: micro-batches,
-    or several uses of the layer. Of each layer, ``step`` then replaces k = ceil(share(t) *
-    nnz) edges (fewer where there are fewer candidates): the candidates with the largest absolute gradient grow, with value 0, in the
-    place of the edges with the smallest absolute weight; equal ones are taken in stored order. The share is
-    ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which
+    or several uses of the layer. ``step`` then replaces k = ceil(share(t) * nnz) edges of each layer, fewer
+    where there are fewer candidates: the candidates with the largest absolute gradient grow, with value 0, in
+    the place of the edges with the smallest absolute weight; equal ones are taken in stored order. The share
+    is ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which
     may be any tensors of the parameter's shape; those of grown edges start at 0.
 
     A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient
