@@ -1,0 +1,59 @@
+# make train [ARGS="--density 0.02"]   trains the default network (see README.md)
+# make test  [ARGS="-k linear"]        lint, types and tests
+#
+# Both make .venv with the pinned requirements.txt and build the extension into the tree first.
+# PYTHON=python3 VENV=none uses that Python and its torch as they are and installs nothing.
+# PIP_ARGS passes options to pip: --index-url of a CPU-only build of torch, for one.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PIP_ARGS ?=
+
+ifeq ($(VENV),none)
+RUN := $(PYTHON)
+INSTALLED :=
+else
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+endif
+
+EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: train test lint build clean
+
+train: build
+	@$(RUN) tools/check_machine.py train
+	$(RUN) -m sparsekern train $(ARGS)
+
+test: lint
+	@$(RUN) tools/check_machine.py test
+	$(RUN) -m pytest $(ARGS)
+
+# A machine's own Python may lack the linters, which are not needed to use or to test the package there.
+lint: build
+ifneq ($(VENV),none)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+endif
+
+build: $(EXTENSION)
+
+$(EXTENSION): $(SOURCES) | $(INSTALLED)
+	@$(RUN) tools/check_machine.py build
+	$(RUN) setup.py -q build_ext --inplace
+	@touch $@
+
+ifneq ($(VENV),none)
+$(INSTALLED): requirements.txt
+	@$(PYTHON) tools/check_machine.py venv
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
+	@touch $@
+endif
+
+clean:
+	rm -rf .venv build dist *.egg-info sparsekern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
