@@ -1,14 +1,315 @@
+// Linear kernels on one tile of tokens. Compiled once per instruction set; nothing here may come from std::.
 #pragma once
 
-#include "linear/kernels.h"
 #include "isa/simd.h"
+#include "linear/kernels.h"
 
 namespace sparsekern {
 namespace SK_ISA {
 
+// Backward holds x and dx of a column at once: 8 + 8 of AVX-512's 32 registers, 4 + 4 of the others' 16.
+#if SK_VECTOR_BYTES == 64
+constexpr int kMaxVectors = 8;
+#else
+constexpr int kMaxVectors = 4;
+#endif
+
+template <class A, class T>
+SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, int vectors,
+                            A* tile) {
+  constexpr int W = kLanes<A>;
+  const int64_t width = int64_t{vectors} * W;
+  for (int v = 0; v < vectors; ++v) {
+    const T* x_v = x + v * W * stride;
+    const int64_t here = tokens - v * W;
+    for (int64_t f = begin; f < end; f += W) {
+      Vec<A> r[W];
+      if (here >= W && end - f >= W) {
+        SK_UNROLL
+        for (int i = 0; i < W; ++i) r[i] = load_widened<A>(x_v + i * stride + f);
+      } else {
+        for (int i = 0; i < W; ++i) r[i] = i < here ? load_widened<A>(x_v + i * stride + f, end - f) : Vec<A>{};
+      }
+      transpose<A>(r);
+      A* out = tile + (f - begin) * width + v * W;
+      if (end - f >= W) {
+        SK_UNROLL
+        for (int i = 0; i < W; ++i) store<A>(out + i * width, r[i]);
+      } else {
+        for (int i = 0; i < end - f; ++i) store<A>(out + i * width, r[i]);
+      }
+    }
+  }
+}
+
+// y[token][f] = tile[f - begin][token].
+template <class A, class T>
+SK_INLINE void store_tile_of(const A* tile, int vectors, T* y, int64_t stride, int64_t tokens, int64_t begin,
+                             int64_t end) {
+  constexpr int W = kLanes<A>;
+  const int64_t width = int64_t{vectors} * W;
+  for (int v = 0; v < vectors; ++v) {
+    T* y_v = y + v * W * stride;
+    const int64_t here = tokens - v * W;
+    if (here <= 0) return;
+    for (int64_t f = begin; f < end; f += W) {
+      Vec<A> r[W];
+      const A* in = tile + (f - begin) * width + v * W;
+      if (here >= W && end - f >= W) {
+        SK_UNROLL
+        for (int i = 0; i < W; ++i) r[i] = load<A>(in + i * width);
+        transpose<A>(r);
+        SK_UNROLL
+        for (int i = 0; i < W; ++i) store_narrowed<A>(y_v + i * stride + f, r[i]);
+      } else {
+        for (int i = 0; i < W; ++i) r[i] = i < end - f ? load<A>(in + i * width) : Vec<A>{};
+        transpose<A>(r);
+        for (int i = 0; i < W && i < here; ++i) store_narrowed<A>(y_v + i * stride + f, r[i], end - f);
+      }
+    }
+  }
+}
+
+// Calls f with a null pointer of the dtype's element type; A = double goes with float64 alone.
+template <class A, class F>
+SK_INLINE void with_element(DType dtype, const F& f) {
+  if constexpr (sizeof(A) == 8) {
+    f(static_cast<double*>(nullptr));
+  } else {
+    switch (dtype) {
+      case DType::bf16: return f(static_cast<bf16*>(nullptr));
+      case DType::f16: return f(static_cast<f16*>(nullptr));
+      default: return f(static_cast<float*>(nullptr));
+    }
+  }
+}
+
+template <class A>
+void load_tile(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile) {
+  with_element<A>(x.dtype, [&](auto* type) {
+    load_tile_of<A>(static_cast<decltype(type)>(x.data), x.stride, x.count, begin, end, vectors, tile);
+  });
+}
+
+template <class A>
+void store_tile(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end) {
+  with_element<A>(y.dtype, [&](auto* type) {
+    store_tile_of<A>(tile, vectors, static_cast<decltype(type)>(y.data), y.stride, y.count, begin, end);
+  });
+}
+
+template <class A, int V>
+SK_INLINE void multiply_add_row(Vec<A>* sum, const int32_t* __restrict col, const A* __restrict values, int64_t k,
+                                int64_t end, const A* x_tile) {
+  constexpr int W = kLanes<A>;
+  if constexpr (V <= 4) {
+    // Two sets of sums: with few vectors one set would wait for the multiply-add's latency.
+    Vec<A> other[V] = {};
+    for (; k + 1 < end; k += 2) {
+      const A* x0 = x_tile + int64_t{col[k]} * (V * W);
+      const A* x1 = x_tile + int64_t{col[k + 1]} * (V * W);
+      const Vec<A> w0 = broadcast<A>(values[k]), w1 = broadcast<A>(values[k + 1]);
+      SK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        sum[v] += w0 * load<A>(x0 + v * W);
+        other[v] += w1 * load<A>(x1 + v * W);
+      }
+    }
+    SK_UNROLL
+    for (int v = 0; v < V; ++v) sum[v] += other[v];
+  }
+  for (; k < end; ++k) {
+    const A* x = x_tile + int64_t{col[k]} * (V * W);
+    const Vec<A> w = broadcast<A>(values[k]);
+    SK_UNROLL
+    for (int v = 0; v < V; ++v) sum[v] += w * load<A>(x + v * W);
+  }
+}
+
+// Where the sums of a block live between panels, or for the time of the block.
+template <class A, int V>
+SK_INLINE A* block_sums(A* sums, A* local, int64_t begin) {
+  return sums ? sums + begin * (V * kLanes<A>) : local;
+}
+
+template <class A, int V>
+void forward_tile(const LinearForwardTask<A>& t) {
+  constexpr int64_t kWidth = V * kLanes<A>;
+  alignas(64) A local_sums[kLinearBlock * kWidth];
+  for (int64_t begin = t.row_begin; begin < t.row_end; begin += kLinearBlock) {
+    const int64_t end = begin + kLinearBlock < t.row_end ? begin + kLinearBlock : t.row_end;
+    A* block = block_sums<A, V>(t.sums, local_sums, begin);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = begin + t.panel.order[i];
+      A* out = block + (r - begin) * kWidth;
+      Vec<A> sum[V];
+      if (t.panel.first) {
+        const Vec<A> start = broadcast<A>(t.bias ? t.bias[r] : A{0});
+        SK_UNROLL
+        for (int v = 0; v < V; ++v) sum[v] = start;
+      } else {
+        SK_UNROLL
+        for (int v = 0; v < V; ++v) sum[v] = load<A>(out + v * kLanes<A>);
+      }
+      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[r], t.panel.end[r], t.x_tile);
+      SK_UNROLL
+      for (int v = 0; v < V; ++v) store<A>(out + v * kLanes<A>, sum[v]);
+    }
+    if (t.panel.last) store_tile<A>(block, V, t.y, begin, end);
+  }
+}
+
+// Sums that are still spread over the lanes of a vector, one vector an edge, reduced a square at a time.
+template <class A>
+struct PendingSums {
+  static constexpr int W = kLanes<A>;
+  alignas(64) A spread[W * W];
+  int64_t edge[W];
+  int count = 0;
+  int jumps = 0;  // pairs of successive edges that are not adjacent in dw
+
+  SK_INLINE void add(A* dw, int64_t k, Vec<A> partial) {
+    store<A>(spread + count * W, partial);
+    jumps += count > 0 && k != edge[count - 1] + 1;
+    edge[count] = k;
+    if (++count == W) flush(dw);
+  }
+  SK_INLINE void flush(A* dw) {
+    if (count == 0) return;
+    Vec<A> r[W];
+    SK_UNROLL
+    for (int i = 0; i < W; ++i) r[i] = load<A>(spread + i * W);
+    const Vec<A> sums = sum_each<A>(r);
+    if (count == W && jumps == 0) {
+      A* out = dw + edge[0];
+      store_unaligned<A>(out, load_unaligned<A>(out) + sums);
+    } else {
+      alignas(64) A lanes[W];
+      store<A>(lanes, sums);
+      for (int i = 0; i < count; ++i) dw[edge[i]] += lanes[i];
+    }
+    count = jumps = 0;
+  }
+};
+
+template <class A, int V, bool WantX, bool WantW>
+void backward_tile(const LinearBackwardTask<A>& t) {
+  constexpr int W = kLanes<A>;
+  constexpr int64_t kWidth = V * W;
+  alignas(64) A x_block[WantW ? kLinearBlock * kWidth : 1];
+  alignas(64) A local_sums[WantX ? kLinearBlock * kWidth : 1];
+  PendingSums<A> pending;
+  for (int i = 0; i < W * W; ++i) pending.spread[i] = A{0};
+  const int32_t* __restrict row = t.row;
+  for (int64_t begin = t.column_begin; begin < t.column_end; begin += kLinearBlock) {
+    const int64_t end = begin + kLinearBlock < t.column_end ? begin + kLinearBlock : t.column_end;
+    A* block = WantX ? block_sums<A, V>(t.sums, local_sums, begin) : nullptr;
+    if constexpr (WantW) load_tile<A>(t.x, begin, end, V, x_block);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t c = begin + t.panel.order[i];
+      const int64_t place = (c - begin) * kWidth;
+      const int64_t last = t.panel.end[c];
+      Vec<A> x[V], dx[V];
+      SK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        if constexpr (WantW) x[v] = load<A>(x_block + place + v * W);
+        dx[v] = Vec<A>{};
+        if constexpr (WantX) {
+          if (!t.panel.first) dx[v] = load<A>(block + place + v * W);
+        }
+      }
+      for (int64_t k = t.panel.begin[c]; k < last; ++k) {
+        const A* grad = t.grad_tile + int64_t{row[k]} * kWidth;
+        Vec<A> w{}, even{}, odd{};
+        if constexpr (WantX) w = broadcast<A>(t.values[k]);
+        SK_UNROLL
+        for (int v = 0; v < V; ++v) {
+          Vec<A> g = load<A>(grad + v * W);
+          if constexpr (WantX && WantW) pin(g);
+          if constexpr (WantX) dx[v] += w * g;
+          if constexpr (WantW) {
+            if (v == 0) {
+              even = x[v] * g;
+            } else if (v == 1) {
+              odd = x[v] * g;
+            } else if (v % 2) {
+              odd += x[v] * g;
+            } else {
+              even += x[v] * g;
+            }
+          }
+        }
+        if constexpr (WantW) pending.add(t.dw, k, V > 1 ? even + odd : even);
+      }
+      if constexpr (WantX) {
+        SK_UNROLL
+        for (int v = 0; v < V; ++v) store<A>(block + place + v * W, dx[v]);
+      }
+    }
+    if constexpr (WantX) {
+      if (t.panel.last) store_tile<A>(block, V, t.dx, begin, end);
+    }
+  }
+  if constexpr (WantW) pending.flush(t.dw);
+}
+
+template <class A>
+void linear_forward(const LinearForwardTask<A>& task) {
+  switch (task.vectors) {
+    case 1: return forward_tile<A, 1>(task);
+    case 2: return forward_tile<A, 2>(task);
+    case 4: return forward_tile<A, 4>(task);
+    default: return forward_tile<A, kMaxVectors>(task);
+  }
+}
+
+template <class A, int V>
+void backward_with(const LinearBackwardTask<A>& task) {
+  if (task.dx.data && task.dw) return backward_tile<A, V, true, true>(task);
+  if (task.dx.data) return backward_tile<A, V, true, false>(task);
+  backward_tile<A, V, false, true>(task);
+}
+
+template <class A>
+void linear_backward(const LinearBackwardTask<A>& task) {
+  switch (task.vectors) {
+    case 1: return backward_with<A, 1>(task);
+    case 2: return backward_with<A, 2>(task);
+    case 4: return backward_with<A, 4>(task);
+    default: return backward_with<A, kMaxVectors>(task);
+  }
+}
+
+template <class A>
+void widen_values(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, int64_t count,
+                  A* out) {
+  with_element<A>(dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(const_cast<void*>(values));
+    if (index32) {
+      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[index32[i]]);
+    } else if (index64) {
+      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[index64[i]]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[i]);
+    }
+  });
+}
+
+template <class A>
+void sum_parts(const A* parts, int64_t stride, int64_t count, int64_t begin, int64_t end, DType dtype, void* out) {
+  with_element<A>(dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(out);
+    for (int64_t i = begin; i < end; ++i) {
+      A sum = parts[i];
+      for (int64_t p = 1; p < count; ++p) sum += parts[p * stride + i];
+      narrow(sum, to + i);
+    }
+  });
+}
+
 template <class A>
 constexpr LinearKernels<A> linear_kernels() {
-  return {};
+  return {kLanes<A>, kMaxVectors, load_tile<A>, linear_forward<A>, linear_backward<A>, widen_values<A>, sum_parts<A>};
 }
 
 }  // namespace SK_ISA

@@ -1,7 +1,172 @@
+// Topology for Python: arrays come as addresses (Tensor.data_ptr()) whose types and sizes the caller has checked.
 #include <pybind11/pybind11.h>
 
-namespace sparsekern {
+#include <cstdint>
 
-void bind_topology(pybind11::module_&) {}
+#include "topology/keys.h"
+#include "topology/replace.h"
+#include "topology/sample.h"
+#include "topology/select.h"
+#include "topology/transpose.h"
+#include "topology/validate.h"
+
+namespace py = pybind11;
+
+namespace sparsekern {
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls body with an int32_t or an int64_t, the type of the pointer arrays.
+template <class Body>
+auto with_pointer_type(bool wide, const Body& body) {
+  return wide ? body(int64_t{}) : body(int32_t{});
+}
+
+const char* name_of(Fault fault) {
+  switch (fault) {
+    case Fault::none: return "";
+    case Fault::pointer_start: return "pointer_start";
+    case Fault::pointer_order: return "pointer_order";
+    case Fault::pointer_end: return "pointer_end";
+    case Fault::range: return "range";
+    case Fault::order: return "order";
+    case Fault::duplicate: return "duplicate";
+    case Fault::permutation: return "permutation";
+  }
+  return "";
+}
+
+py::tuple as_tuple(const Finding& finding) { return py::make_tuple(name_of(finding.fault), finding.position); }
+
+// Calls body with the GIL released.
+template <class Body>
+auto unlocked(const Body& body) {
+  py::gil_scoped_release release;
+  return body();
+}
+
+}  // namespace
+
+void bind_topology(py::module_& m) {
+  m.def(
+      "check_compressed",
+      [](uintptr_t pointers, uintptr_t indices, int64_t n_major, int64_t n_minor, int64_t nnz, bool wide) {
+        return as_tuple(unlocked([&] {
+          return with_pointer_type(wide, [&](auto pointer) {
+            return check_compressed(at<decltype(pointer)>(pointers), at<int32_t>(indices), n_major, n_minor, nnz);
+          });
+        }));
+      },
+      "(fault, position) of a CSC or CSR pair; fault is empty when it is good.");
+  m.def(
+      "check_transpose",
+      [](uintptr_t ccol, uintptr_t row, uintptr_t crow, uintptr_t col, uintptr_t permutation, int64_t n_rows,
+         int64_t nnz, bool wide) {
+        return as_tuple(unlocked([&] {
+          return with_pointer_type(wide, [&](auto pointer) {
+            using P = decltype(pointer);
+            return check_transpose(at<P>(ccol), at<int32_t>(row), at<P>(crow), at<int32_t>(col), at<P>(permutation),
+                                   n_rows, nnz);
+          });
+        }));
+      },
+      "(fault, position) of the derived arrays; both pairs have passed check_compressed.");
+  m.def("transpose", [](uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t nnz, uintptr_t crow,
+                        uintptr_t col, uintptr_t permutation, bool wide) {
+    unlocked([&] {
+      with_pointer_type(wide, [&](auto pointer) {
+        using P = decltype(pointer);
+        transpose(at<P>(ccol), at<int32_t>(row), n_rows, n_cols, nnz, at<P>(crow), at<int32_t>(col),
+                  at<P>(permutation));
+      });
+    });
+  });
+  m.def(
+      "replace_edges",
+      [](uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t nnz, uintptr_t pruned, uintptr_t grown,
+         int64_t count, uintptr_t new_ccol, uintptr_t new_row, uintptr_t source, bool wide) {
+        return unlocked([&] {
+          return with_pointer_type(wide, [&](auto pointer) {
+            using P = decltype(pointer);
+            return replace_edges(at<P>(ccol), at<int32_t>(row), n_rows, n_cols, nnz, at<int64_t>(pruned),
+                                 at<uint64_t>(grown), count, at<P>(new_ccol), at<int32_t>(new_row),
+                                 at<int64_t>(source));
+          });
+        });
+      },
+      "Position of a grown key that is in the matrix already, or -1.");
+  m.def(
+      "pack_keys",
+      [](uintptr_t rows, uintptr_t cols, int64_t count, int64_t n_rows, int64_t n_cols, uintptr_t keys) {
+        return unlocked([&] {
+          return pack_keys(at<int64_t>(rows), at<int64_t>(cols), count, n_rows, n_cols, at<uint64_t>(keys));
+        });
+      },
+      "Writes int64 keys of int64 (row, column) pairs; the position of the first out of range, or -1.");
+  m.def("sort_keys", [](uintptr_t keys, int64_t count, uint64_t bound) {
+    unlocked([&] { sort_keys(at<uint64_t>(keys), count, bound); });
+  });
+  m.def(
+      "unpack_keys",
+      [](uintptr_t keys, int64_t count, int64_t n_rows, int64_t n_cols, uintptr_t ccol, uintptr_t row, bool wide) {
+        return unlocked([&] {
+          return with_pointer_type(wide, [&](auto pointer) {
+            return unpack_keys(at<uint64_t>(keys), count, n_rows, n_cols, at<decltype(pointer)>(ccol), at<int32_t>(row));
+          });
+        });
+      },
+      "Sorted keys to CSC; the position of the first key that repeats the one before, or -1.");
+  m.def(
+      "distinct_below",
+      [](int64_t seed, uint64_t bound, int64_t count, uintptr_t out) {
+        unlocked([&] {
+          Random random(static_cast<uint64_t>(seed));
+          distinct_below(random, bound, count, at<uint64_t>(out));
+        });
+      },
+      "Writes `count` distinct keys below `bound`, sorted.");
+  m.def(
+      "inactive_edges",
+      [](int64_t seed, uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t count, uintptr_t out,
+         bool wide) {
+        return unlocked([&] {
+          Random random(static_cast<uint64_t>(seed));
+          return with_pointer_type(wide, [&](auto pointer) {
+            return inactive_edges(random, at<decltype(pointer)>(ccol), at<int32_t>(row), n_rows, n_cols, count,
+                                  at<uint64_t>(out));
+          });
+        });
+      },
+      "Writes up to `count` keys of edges that are not in the matrix, uniformly drawn, sorted; returns how many.");
+  m.def(
+      "weighted_edges",
+      [](int64_t seed, uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t groups,
+         uintptr_t row_weights, uintptr_t col_weights, int64_t count, uintptr_t out, bool wide) {
+        return unlocked([&] {
+          Random random(static_cast<uint64_t>(seed));
+          return with_pointer_type(wide, [&](auto pointer) {
+            return weighted_edges(random, at<decltype(pointer)>(ccol), at<int32_t>(row), n_rows, n_cols, groups,
+                                  at<double>(row_weights), at<double>(col_weights), count, at<uint64_t>(out));
+          });
+        });
+      },
+      "Writes up to `count` keys of edges that are not in the matrix, drawn by row and column weight, sorted; "
+      "returns how many.");
+  m.def(
+      "select_by_magnitude",
+      [](uintptr_t values, int64_t size, int64_t k, bool largest, uintptr_t positions, bool is_double) {
+        unlocked([&] {
+          if (is_double)
+            select_by_magnitude(at<double>(values), size, k, largest, at<int64_t>(positions));
+          else
+            select_by_magnitude(at<float>(values), size, k, largest, at<int64_t>(positions));
+        });
+      },
+      "Positions (int64, ascending) of the k largest or smallest absolute values.");
+}
 
 }  // namespace sparsekern

@@ -1,0 +1,204 @@
+#include "linear/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "isa/isa.h"
+#include "linear/tiling.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace sparsekern {
+namespace {
+
+// Elements of values below which a thread is not worth waking.
+constexpr int64_t kValueGrain = 1 << 15;
+
+enum Slot : size_t { kPointers, kCuts, kOrder, kValues, kBias, kTile, kSums, kParts };
+
+template <class A>
+const LinearKernels<A>& kernels();
+template <>
+const LinearKernels<float>& kernels<float>() {
+  return active_isa().linear_f32;
+}
+template <>
+const LinearKernels<double>& kernels<double>() {
+  return active_isa().linear_f64;
+}
+
+int64_t at_least_one(int64_t count) { return std::max<int64_t>(count, 1); }
+
+// Pointers as int64, whatever they are stored as.
+const int64_t* wide_pointers(const Topology& t, int64_t count, Scratch& scratch) {
+  if (t.wide_pointers) return static_cast<const int64_t*>(t.pointers);
+  int64_t* wide = scratch.get<int64_t>(kPointers, count + 1);
+  const auto* narrow = static_cast<const int32_t*>(t.pointers);
+  std::copy(narrow, narrow + count + 1, wide);
+  return wide;
+}
+
+template <class A>
+const A* widened(const Values& values, const Topology& t, bool permuted, Scratch& scratch) {
+  if (!permuted && size_of(values.dtype) == sizeof(A)) return static_cast<const A*>(values.data);
+  A* wide = scratch.get<A>(kValues, at_least_one(t.nnz));
+  parallel_ranges(t.nnz, kValueGrain, [&](int64_t begin, int64_t end) {
+    const auto* narrow_index = static_cast<const int32_t*>(t.permutation);
+    const auto* wide_index = static_cast<const int64_t*>(t.permutation);
+    const auto* from = static_cast<const char*>(values.data);
+    kernels<A>().widen(values.dtype, permuted ? from : from + begin * size_of(values.dtype),
+                       permuted && !t.wide_pointers ? narrow_index + begin : nullptr,
+                       permuted && t.wide_pointers ? wide_index + begin : nullptr, end - begin, wide + begin);
+  });
+  return wide;
+}
+
+Tokens tokens_of(const Activations& x, const Tile& tile) {
+  char* data = static_cast<char*>(x.data);
+  return {x.dtype, data ? data + tile.begin * x.stride * size_of(x.dtype) : nullptr, x.stride, tile.count};
+}
+
+// The tiles of a product and the memory that each needs. `by_tokens`: threads share out the tiles, and each
+// has its own memory; else all threads work on one tile at a time and share out its outputs.
+template <class A>
+struct Plan {
+  Plan(const Tiling& tiling, int64_t tokens, int64_t gathered, int64_t outputs, int64_t panels)
+      : tiles(cut_tokens(tokens, tiling.vectors, kernels<A>().lanes)),
+        tile_size(gathered * kernels<A>().lanes * tiles.front().vectors),
+        sums_size(panels > 1 ? outputs * kernels<A>().lanes * tiles.front().vectors : 0) {}
+
+  int64_t tile_count() const { return static_cast<int64_t>(tiles.size()); }
+
+  std::vector<Tile> tiles;
+  int64_t tile_size;
+  int64_t sums_size;
+};
+
+// Runs a product over its tiles and panels. `run(tile, panel, gathered tile, sums, thread, begin, end)` does one
+// panel of one tile for outputs [begin, end).
+template <class A, class Run>
+void run_tiles(const Plan<A>& plan, const std::vector<Panel>& panels, const Activations& gathered,
+               int64_t gathered_features, const int64_t* pointers, int64_t outputs, bool by_tokens,
+               Scratch& scratch, const Run& run) {
+  const LinearKernels<A>& k = kernels<A>();
+  const int64_t threads = num_threads();
+  const int64_t copies = by_tokens ? threads : 1;
+  A* tiles = scratch.get<A>(kTile, at_least_one(plan.tile_size * copies));
+  A* sums = plan.sums_size ? scratch.get<A>(kSums, plan.sums_size * copies) : nullptr;
+  if (by_tokens) {
+    const int64_t count = plan.tile_count();
+    parallel_tasks(threads, [&](int64_t thread) {
+      A* my_tile = tiles + thread * plan.tile_size;
+      A* my_sums = sums ? sums + thread * plan.sums_size : nullptr;
+      for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) {
+        const Tile& tile = plan.tiles[i];
+        k.load_tile(tokens_of(gathered, tile), 0, gathered_features, tile.vectors, my_tile);
+        for (const Panel& panel : panels) run(tile, panel, my_tile, my_sums, thread, int64_t{0}, outputs);
+      }
+    });
+    return;
+  }
+  const int64_t blocks = (gathered_features + kLinearBlock - 1) / kLinearBlock;
+  for (const Tile& tile : plan.tiles) {
+    const int64_t width = int64_t{tile.vectors} * k.lanes;
+    parallel_ranges(blocks, 4, [&](int64_t first, int64_t last) {
+      const int64_t begin = first * kLinearBlock, end = std::min(gathered_features, last * kLinearBlock);
+      k.load_tile(tokens_of(gathered, tile), begin, end, tile.vectors, tiles + begin * width);
+    });
+    parallel_tasks(threads, [&](int64_t thread) {
+      const int64_t begin = balanced_begin(pointers, outputs, thread, threads);
+      const int64_t end = balanced_begin(pointers, outputs, thread + 1, threads);
+      for (const Panel& panel : panels) run(tile, panel, tiles, sums, int64_t{0}, begin, end);
+    });
+  }
+}
+
+template <class A>
+void forward(const Topology& t, int64_t tokens, const Activations& x, const Values& w, const Values& bias,
+             const Activations& y) {
+  Scratch& scratch = Scratch::of_this_thread();
+  const LinearKernels<A>& k = kernels<A>();
+  const int64_t* crow = wide_pointers(t, t.rows, scratch);
+  const A* values = widened<A>(w, t, true, scratch);
+  A* wide_bias = nullptr;
+  if (bias.data) {
+    wide_bias = scratch.get<A>(kBias, at_least_one(t.rows));
+    k.widen(bias.dtype, bias.data, nullptr, nullptr, t.rows, wide_bias);
+  }
+  const Tiling tiling =
+      forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
+  const std::vector<Panel> panels =
+      cut_panels(crow, t.indices, t.rows, t.columns, tiling.panel, scratch, kCuts, kOrder);
+  const Plan<A> plan(tiling, tokens, t.columns, t.rows, panels.size());
+  const int64_t threads = num_threads();
+  const bool by_tokens = threads == 1 || plan.tile_count() >= 2 * threads;
+  run_tiles<A>(plan, panels, x, t.columns, crow, t.rows, by_tokens, scratch,
+               [&](const Tile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
+                   int64_t end) {
+                 k.forward({panel, t.indices, values, wide_bias, x_tile, sums, tokens_of(y, tile), tile.vectors,
+                            begin, end});
+               });
+}
+
+template <class A>
+void backward(const Topology& t, int64_t tokens, const Activations& grad, const Activations& x, const Values& w,
+              const Activations& dx, const Values& dw) {
+  Scratch& scratch = Scratch::of_this_thread();
+  const LinearKernels<A>& k = kernels<A>();
+  const int64_t* ccol = wide_pointers(t, t.columns, scratch);
+  const A* values = dx.data ? widened<A>(w, t, false, scratch) : nullptr;
+  const Tiling tiling =
+      backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
+  const std::vector<Panel> panels =
+      cut_panels(ccol, t.indices, t.columns, t.rows, tiling.panel, scratch, kCuts, kOrder);
+  const Plan<A> plan(tiling, tokens, t.rows, t.columns, panels.size());
+  const int64_t threads = num_threads();
+  // Threads that share out tokens each need their own dw: no more memory for that than the activations take.
+  const bool by_tokens = threads == 1 || (plan.tile_count() >= 2 * threads &&
+                                          t.nnz * threads <= tokens * (t.rows + t.columns));
+  const int64_t parts = by_tokens && dw.data ? threads : 1;
+  A* dw_sums = nullptr;
+  if (dw.data) {
+    const bool in_place = parts == 1 && size_of(dw.dtype) == sizeof(A);
+    dw_sums = in_place ? static_cast<A*>(dw.data) : scratch.get<A>(kParts, at_least_one(t.nnz * parts));
+    parallel_ranges(t.nnz * parts, kValueGrain,
+                    [&](int64_t begin, int64_t end) { std::fill(dw_sums + begin, dw_sums + end, A{0}); });
+  }
+  run_tiles<A>(plan, panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
+               [&](const Tile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
+                   int64_t end) {
+                 k.backward({panel, t.indices, values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile),
+                             dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors, begin, end});
+               });
+  if (dw.data && dw_sums != dw.data) {
+    parallel_ranges(t.nnz, kValueGrain, [&](int64_t begin, int64_t end) {
+      k.sum_parts(dw_sums, t.nnz, parts, begin, end, dw.dtype, dw.data);
+    });
+  }
+}
+
+}  // namespace
+
+void linear_forward(const Topology& topology, int64_t tokens, const Activations& x, const Values& w,
+                    const Values& bias, const Activations& y) {
+  if (tokens == 0) return;
+  if (x.dtype == DType::f64)
+    forward<double>(topology, tokens, x, w, bias, y);
+  else
+    forward<float>(topology, tokens, x, w, bias, y);
+}
+
+void linear_backward(const Topology& topology, int64_t tokens, const Activations& grad, const Activations& x,
+                     const Values& w, const Activations& dx, const Values& dw) {
+  if (tokens == 0) {
+    if (dw.data) std::memset(dw.data, 0, topology.nnz * size_of(dw.dtype));
+    return;
+  }
+  if (grad.dtype == DType::f64)
+    backward<double>(topology, tokens, grad, x, w, dx, dw);
+  else
+    backward<float>(topology, tokens, grad, x, w, dx, dw);
+}
+
+}  // namespace sparsekern

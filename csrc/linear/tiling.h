@@ -1,0 +1,43 @@
+// How a product is cut: into tiles of tokens, and the tile's features into panels that a cache holds.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "linear/kernels.h"
+#include "scratch.h"
+
+namespace sparsekern {
+
+// Tokens [begin, begin + count), `vectors` vectors wide.
+struct Tile {
+  int64_t begin, count;
+  int vectors;
+};
+
+struct Tiling {
+  int vectors;    // of a full tile
+  int64_t panel;  // gathered features in a panel; all of them where there is one panel
+};
+
+// What decides a tiling: `gathered` features are read at random, `edges` times for each of `outputs`.
+struct ProductSize {
+  int64_t tokens, gathered, outputs, edges;
+  int lanes, max_vectors;
+  int element_bytes;
+};
+
+Tiling forward_tiling(const ProductSize& size);
+Tiling backward_tiling(const ProductSize& size);
+
+// Full tiles, and a last one only as wide as it must be.
+std::vector<Tile> cut_tokens(int64_t tokens, int vectors, int lanes);
+
+// The panels' edge ranges and visiting orders, in scratch slots kPointers and kOrder.
+std::vector<Panel> cut_panels(const int64_t* pointers, const int32_t* indices, int64_t outputs, int64_t gathered,
+                              int64_t panel, Scratch& scratch, size_t pointer_slot, size_t order_slot);
+
+// Where part `part` of `parts` begins when blocks of outputs are dealt out by their share of the edges.
+int64_t balanced_begin(const int64_t* pointers, int64_t outputs, int64_t part, int64_t parts);
+
+}  // namespace sparsekern

@@ -1,0 +1,1 @@
+"""The products' implementations: ``cpu`` (C++ kernels) and ``reference`` (plain torch, any device), same signatures."""

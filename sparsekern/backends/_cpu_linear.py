@@ -1,0 +1,106 @@
+"""Calls the C++ linear kernels. Arguments were checked by the operators; outputs are allocated here."""
+
+import torch
+from torch import Tensor
+
+from sparsekern import _C
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` with adjacent features, and the elements from row to row."""
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    return x, x.stride(0)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def linear(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    ccol: Tensor,
+    row: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    perm: Tensor,
+) -> Tensor:
+    x, stride = _rows(x)
+    w = w.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    rows, columns = crow.numel() - 1, ccol.numel() - 1
+    y = torch.empty(x.shape[0], rows, dtype=x.dtype)
+    _C.linear_forward(
+        rows,
+        columns,
+        row.numel(),
+        crow.dtype == torch.int64,
+        crow.data_ptr(),
+        col.data_ptr(),
+        perm.data_ptr(),
+        x.shape[0],
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        stride,
+        DTYPE_CODES[w.dtype],
+        w.data_ptr(),
+        0 if bias is None else DTYPE_CODES[bias.dtype],
+        _address(bias),
+        y.data_ptr(),
+    )
+    return y
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor | None,
+    w: Tensor | None,
+    ccol: Tensor,
+    row: Tensor,
+    dx: Tensor | None,
+    dw: Tensor | None,
+) -> None:
+    grad, grad_stride = _rows(grad)
+    x, x_stride = (None, 0) if x is None else _rows(x)
+    w = None if w is None else w.contiguous()
+    _C.linear_backward(
+        grad.shape[1],
+        ccol.numel() - 1,
+        row.numel(),
+        ccol.dtype == torch.int64,
+        ccol.data_ptr(),
+        row.data_ptr(),
+        grad.shape[0],
+        DTYPE_CODES[grad.dtype],
+        grad.data_ptr(),
+        grad_stride,
+        _address(x),
+        x_stride,
+        0 if w is None else DTYPE_CODES[w.dtype],
+        _address(w),
+        _address(dx),
+        0 if dw is None else DTYPE_CODES[dw.dtype],
+        _address(dw),
+    )
+
+
+def linear_backward(grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dw = torch.empty(x.shape, dtype=x.dtype), torch.empty(w.shape, dtype=w.dtype)
+    _backward(grad, x, w, ccol, row, dx, dw)
+    return dx, dw
+
+
+def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:
+    dx = torch.empty(grad.shape[0], ccol.numel() - 1, dtype=grad.dtype)
+    _backward(grad, None, w, ccol, row, dx, None)
+    return dx
+
+
+def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    dw = torch.empty(row.shape, dtype=dtype)
+    _backward(grad, x, None, ccol, row, None, dw)
+    return dw

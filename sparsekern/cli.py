@@ -1,0 +1,30 @@
+"""The command line: `sparsekern COMMAND ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from sparsekern.training.command import train
+
+# name: (what it is for, function of its arguments that returns the exit code)
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "train": ("train a network that stays sparse, or its dense twin", train),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:10} {purpose}" for name, (purpose, _) in COMMANDS.items()]
+    return "\n".join(["usage: sparsekern COMMAND ...", "", *lines, "", "sparsekern COMMAND --help lists its options."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]][1](arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    problem = f"unknown command {arguments[0]!r}" if arguments else "no command given"
+    print(f"sparsekern: {problem}\n{usage()}", file=sys.stderr)
+    return 2

@@ -1,0 +1,89 @@
+"""A fully connected layer with a sparse weight."""
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.nn.layer import SparseLayer, dense_pattern
+from sparsekern.ops import functional
+from sparsekern.pattern import Pattern
+
+
+class SparseLinear(SparseLayer):
+    """``y = x W^T + b`` with a sparse W (out_features, in_features); takes the place of ``torch.nn.Linear``.
+
+    Args:
+        in_features: size of each input sample.
+        out_features: size of each output sample.
+        bias: adds a learnable dense bias.
+        device: where the values and indices live.
+        dtype: of the values.
+        density: share of the out_features x in_features places that are edges, in (0, 1], drawn uniformly.
+        pattern: the topology itself, of shape (out_features, in_features), instead of ``density``.
+        generator: of the random topology and values; default torch's own.
+
+    Shapes: input (..., in_features), output (..., out_features).
+
+    Raises:
+        ValueError: if a size is negative, the density is outside (0, 1], or the pattern has another shape.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: float | None = None,
+        pattern: Pattern | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; expected a positive integer")
+        super().__init__((out_features, in_features), bias, density, pattern, generator, device, dtype)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def from_dense(
+        cls, module: nn.Linear, density: float | None = None, mask: Tensor | None = None
+    ) -> "SparseLinear":
+        """The sparse layer that keeps a dense one's values where ``mask`` is nonzero, or its largest at ``density``."""
+        weight = module.weight
+        layer = cls(
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            weight.device,
+            weight.dtype,
+            pattern=dense_pattern(weight, (module.out_features, module.in_features), density, mask),
+        )
+        layer._take_dense(module)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = functional.linear(input, self.weight, self.pattern, self.bias)
+        return self._watched(input, y)
+
+    def weight_grad_at(self, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
+        flat_grad, flat_x = self._flat(grad, x)
+        return torch.ops.sparsekern.linear_weight_grad(flat_grad, flat_x, *pattern.tensors()[:2])
+
+    def dense_weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
+        flat_grad, flat_x = self._flat(grad, x)
+        return flat_grad.t() @ flat_x
+
+    def _flat(self, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        # Under autocast the product's input was cast, and the gradient has that dtype.
+        return grad.reshape(-1, self.out_features), x.reshape(-1, self.in_features).to(grad.dtype)
+
+    def dense_shape(self) -> tuple[int, ...]:
+        return self.matrix_shape
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"density={self.density:.4g}, nnz={self.nnz}"
+        )

@@ -1,0 +1,589 @@
+"""A layer's topology: which edges a sparse matrix has, in the stored order and transposed."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from sparsekern import _C
+
+# Pointer arrays (ccol_indices, crow_indices, permutation) are int32 below this many edges, int64 from it on.
+INT32_EDGES = 2**31
+_INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+_NAMES = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "permutation")
+
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def pointer_dtype(nnz: int) -> torch.dtype:
+    """The dtype of the pointer arrays of a pattern with ``nnz`` edges."""
+    return torch.int32 if nnz < INT32_EDGES else torch.int64
+
+
+class Pattern:
+    """The nonzeros of a ``(rows, cols)`` matrix, stored by column, with the transpose derived from them.
+
+    Attributes:
+        shape: ``(rows, cols)``.
+        ccol_indices: ``(cols + 1,)`` int32 (int64 from 2**31 edges on); column ``c`` holds the stored edges
+            ``ccol_indices[c]`` to ``ccol_indices[c + 1]``.
+        row_indices: ``(nnz,)`` int32, ascending within each column.
+        crow_indices: ``(rows + 1,)``, like ``ccol_indices``, for the rows of the same edges.
+        col_indices: ``(nnz,)`` int32, ascending within each row.
+        permutation: ``(nnz,)``, like ``ccol_indices``: the edge at place ``j`` by rows is stored edge
+            ``permutation[j]``.
+
+    The number of edges never changes; ``replace_edges`` writes other edges into the same tensors.
+    Topology is worked out on the CPU: for a pattern on another device the arrays are copied there and back.
+    """
+
+    __slots__ = ("ccol_indices", "col_indices", "crow_indices", "permutation", "row_indices", "shape")
+
+    shape: tuple[int, int]
+    ccol_indices: Tensor
+    row_indices: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    permutation: Tensor
+
+    def __init__(self) -> None:
+        raise TypeError(
+            "Pattern has no constructor: use Pattern.from_csc, from_csr, from_coo, from_mask or random"
+        )
+
+    @classmethod
+    def from_buffers(
+        cls,
+        shape: tuple[int, int],
+        ccol_indices: Tensor,
+        row_indices: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        permutation: Tensor,
+    ) -> Pattern:
+        """Wraps the five tensors as they are, without a check; ``ensure_valid`` checks them."""
+        pattern = object.__new__(cls)
+        pattern.shape = (int(shape[0]), int(shape[1]))
+        pattern.ccol_indices = ccol_indices
+        pattern.row_indices = row_indices
+        pattern.crow_indices = crow_indices
+        pattern.col_indices = col_indices
+        pattern.permutation = permutation
+        return pattern
+
+    @classmethod
+    def from_csc(cls, shape: tuple[int, int], ccol_indices: Tensor, row_indices: Tensor) -> Pattern:
+        """From compressed columns: ``ccol_indices`` (cols + 1,) and ``row_indices`` (nnz,), int32 or int64.
+
+        Raises:
+            TypeError: an argument is not a tensor of int32 or int64.
+            ValueError: the arrays do not describe a ``shape`` matrix; names the argument, position and value.
+        """
+        rows, cols = _checked_shape(shape)
+        ccol, row = _compressed(("ccol_indices", ccol_indices, cols), ("row_indices", row_indices, rows))
+        return cls._derive((rows, cols), ccol, row).to(row_indices.device)
+
+    @classmethod
+    def from_csr(cls, shape: tuple[int, int], crow_indices: Tensor, col_indices: Tensor) -> Pattern:
+        """From compressed rows: ``crow_indices`` (rows + 1,) and ``col_indices`` (nnz,), int32 or int64.
+
+        Raises:
+            TypeError: an argument is not a tensor of int32 or int64.
+            ValueError: the arrays do not describe a ``shape`` matrix; names the argument, position and value.
+        """
+        rows, cols = _checked_shape(shape)
+        crow, col = _compressed(("crow_indices", crow_indices, rows), ("col_indices", col_indices, cols))
+        ccol, row, _ = _transpose(crow, col, cols)
+        return cls._derive((rows, cols), ccol, row).to(col_indices.device)
+
+    @classmethod
+    def from_coo(cls, shape: tuple[int, int], rows: Tensor, cols: Tensor) -> Pattern:
+        """From edges in any order: ``rows`` and ``cols`` (nnz,), int32 or int64.
+
+        Raises:
+            TypeError: an argument is not a tensor of int32 or int64.
+            ValueError: an edge is out of range or there twice; names the argument, position and value.
+        """
+        shape = _checked_shape(shape)
+        keys = _sorted_keys(shape, ("rows", rows), ("cols", cols))
+        return cls._from_keys(shape, keys).to(rows.device)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Pattern:
+        """From a dense ``(rows, cols)`` mask: an edge where it is true (or not zero)."""
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+        if mask.dim() != 2:
+            raise ValueError(f"mask must have 2 dimensions (rows, cols), got shape {tuple(mask.shape)}")
+        shape = _checked_shape((mask.shape[0], mask.shape[1]))
+        keys = mask.t().reshape(-1).nonzero().view(-1).cpu()
+        return cls._from_keys(shape, keys).to(mask.device)
+
+    @classmethod
+    def random(cls, shape: tuple[int, int], nnz: int, generator: torch.Generator | None = None) -> Pattern:
+        """Exactly ``nnz`` edges, every set of as many equally likely: the random graph G(n, M).
+
+        Time and memory are O(rows + cols + nnz). One number is drawn from ``generator``, a CPU generator
+        (None: torch's default one).
+        """
+        shape = _checked_shape(shape)
+        _check_nnz(shape, nnz)
+        seed = draw_seed(generator)
+        keys = torch.empty(nnz, dtype=torch.int64, device="cpu")
+        _C.distinct_below(seed, shape[0] * shape[1], nnz, keys.data_ptr())
+        return cls._from_keys(shape, keys)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], nnz: int, device: torch.device | str | None = "meta") -> Pattern:
+        """Tensors of the right shapes and dtypes without content, on the meta device by default."""
+        rows, cols = _checked_shape(shape)
+        _check_nnz((rows, cols), nnz)
+        wide = pointer_dtype(nnz)
+        sizes = (cols + 1, wide), (nnz, torch.int32), (rows + 1, wide), (nnz, torch.int32), (nnz, wide)
+        tensors = [torch.empty(size, dtype=dtype, device=device) for size, dtype in sizes]
+        return cls.from_buffers((rows, cols), *tensors)
+
+    @classmethod
+    def _from_keys(cls, shape: tuple[int, int], keys: Tensor) -> Pattern:
+        """From sorted CPU keys ``col * rows + row``."""
+        rows, cols = shape
+        dtype = pointer_dtype(keys.numel())
+        ccol = torch.empty(cols + 1, dtype=dtype, device="cpu")
+        row = torch.empty(keys.numel(), dtype=torch.int32, device="cpu")
+        repeated = _C.unpack_keys(
+            keys.data_ptr(), keys.numel(), rows, cols, ccol.data_ptr(), row.data_ptr(), _is_wide(ccol)
+        )
+        if repeated >= 0:
+            col_at, row_at = divmod(int(keys[repeated]), rows)
+            raise ValueError(
+                f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct"
+            )
+        return cls._derive(shape, ccol, row)
+
+    @classmethod
+    def _derive(cls, shape: tuple[int, int], ccol: Tensor, row: Tensor) -> Pattern:
+        """From a good CSC pair on the CPU."""
+        pattern = cls.from_buffers(shape, ccol, row, *_transpose(ccol, row, shape[0]))
+        _remember_all(pattern.tensors())
+        return pattern
+
+    @property
+    def nnz(self) -> int:
+        """Number of edges."""
+        return self.row_indices.numel()
+
+    @property
+    def density(self) -> float:
+        """Edges over ``rows * cols``; 0 for an empty matrix."""
+        return self.nnz / max(1, self.shape[0] * self.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.row_indices.device
+
+    def tensors(self) -> Tensors:
+        """``(ccol_indices, row_indices, crow_indices, col_indices, permutation)``."""
+        return self.ccol_indices, self.row_indices, self.crow_indices, self.col_indices, self.permutation
+
+    def validate(self) -> None:
+        """Checks every invariant, in O(rows + cols + nnz). No check on the meta device.
+
+        Raises:
+            TypeError: a tensor has a wrong dtype.
+            ValueError: names the tensor, the position and the value that is wrong.
+        """
+        rows, cols = self.shape
+        sizes = ("ccol_indices", self.ccol_indices, cols), ("crow_indices", self.crow_indices, rows)
+        for name, tensor, size in sizes:
+            if tensor.numel() != size + 1:
+                raise ValueError(
+                    f"{name} must have {size + 1} elements for {self.shape}, got {tensor.numel()}"
+                )
+        _validate(self.tensors())
+
+    def ensure_valid(self) -> None:
+        """``validate``, at no cost when this very content has been validated before."""
+        rows, cols = self.shape
+        sizes_fit = self.ccol_indices.numel() == cols + 1 and self.crow_indices.numel() == rows + 1
+        if not (sizes_fit and _known(_checked_patterns, self.tensors())):
+            self.validate()
+
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """``(rows, cols)`` of the edges in stored order, each (nnz,) int64."""
+        columns = torch.arange(self.shape[1], device=self.device)
+        cols = torch.repeat_interleave(columns, self.fan_out(), output_size=self.nnz)
+        return self.row_indices.long(), cols
+
+    def fan_in(self) -> Tensor:
+        """(rows,) int64: number of edges of each row."""
+        return self.crow_indices.long().diff()
+
+    def fan_out(self) -> Tensor:
+        """(cols,) int64: number of edges of each column."""
+        return self.ccol_indices.long().diff()
+
+    def to(self, device: torch.device | str) -> Pattern:
+        """The same pattern on another device; itself where it is there already."""
+        if self.device == torch.device(device):
+            return self
+        return self._with(tuple(tensor.to(device) for tensor in self.tensors()))
+
+    def clone(self) -> Pattern:
+        """A copy with tensors of its own."""
+        return self._with(tuple(tensor.clone() for tensor in self.tensors()))
+
+    def _with(self, tensors: tuple[Tensor, ...]) -> Pattern:
+        """The same content in other tensors, as well checked as this."""
+        pattern = type(self).from_buffers(self.shape, *tensors)
+        if _known(_checked_patterns, self.tensors()):
+            _remember_all(pattern.tensors())
+        return pattern
+
+    def equal(self, other: Pattern) -> bool:
+        """Whether both have the same shape and the same edges."""
+        return (
+            self.shape == other.shape
+            and self.nnz == other.nnz
+            and torch.equal(self.ccol_indices.long(), other.ccol_indices.to(self.device).long())
+            and torch.equal(self.row_indices, other.row_indices.to(self.device))
+        )
+
+    def to_mask(self) -> Tensor:
+        """The DENSE (rows, cols) bool mask of the edges: rows * cols bytes."""
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        mask[self.edges()] = True
+        return mask
+
+    def replace_edges(self, pruned: Tensor, grown_rows: Tensor, grown_cols: Tensor) -> Tensor:
+        """Takes edges out and puts as many others in, in place. O(rows + cols + nnz).
+
+        Args:
+            pruned: (k,) int64 stored slots of the edges to take out, ascending and distinct.
+            grown_rows, grown_cols: (k,) edges to put in, in any order, distinct and not in the pattern.
+
+        Returns:
+            source, (nnz,) int64: for each slot the slot that its edge had before, -1 where the edge is new.
+
+        Raises:
+            TypeError, ValueError: on anything else; the pattern is then as it was.
+        """
+        self.ensure_valid()
+        device = self.device
+        slots = _integers("pruned", pruned).cpu().long().contiguous()
+        keys = _sorted_keys(self.shape, ("grown_rows", grown_rows), ("grown_cols", grown_cols))
+        if slots.numel() != keys.numel():
+            raise ValueError(f"as many edges must grow as are pruned, got {keys.numel()} and {slots.numel()}")
+        if slots.numel() == 0:
+            return torch.arange(self.nnz, device=device)
+        if int(slots[0]) < 0 or int(slots[-1]) >= self.nnz or bool((slots.diff() <= 0).any()):
+            raise ValueError(f"pruned must hold ascending, distinct slots in [0, {self.nnz})")
+        repeated = (keys.diff() == 0).nonzero()
+        if repeated.numel():
+            col, row = divmod(int(keys[repeated[0]]), self.shape[0])
+            raise ValueError(f"grown_rows and grown_cols name (row {row}, column {col}) twice")
+
+        ccol, row_indices = self.ccol_indices.cpu(), self.row_indices.cpu()
+        new_ccol, new_row = torch.empty_like(ccol), torch.empty_like(row_indices)
+        source = torch.empty(self.nnz, dtype=torch.int64, device="cpu")
+        present = _C.replace_edges(
+            ccol.data_ptr(),
+            row_indices.data_ptr(),
+            *self.shape,
+            self.nnz,
+            slots.data_ptr(),
+            keys.data_ptr(),
+            keys.numel(),
+            new_ccol.data_ptr(),
+            new_row.data_ptr(),
+            source.data_ptr(),
+            _is_wide(ccol),
+        )
+        if present >= 0:
+            col, row = divmod(int(keys[present]), self.shape[0])
+            raise ValueError(
+                f"grown_rows and grown_cols name (row {row}, column {col}): it is an edge already"
+            )
+        with torch.no_grad():
+            self.ccol_indices.copy_(new_ccol)
+            self.row_indices.copy_(new_row)
+            if device.type == "cpu":
+                derived = self.tensors()[2:]
+                _transpose(new_ccol, new_row, self.shape[0], out=derived)
+                torch.autograd.graph.increment_version(derived)
+            else:
+                transposed = _transpose(new_ccol, new_row, self.shape[0])
+                for tensor, content in zip(self.tensors()[2:], transposed, strict=True):
+                    tensor.copy_(content)
+        _remember_all(self.tensors())
+        return source.to(device)
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.shape}, nnz={self.nnz}, density={self.density:.4g}, device={self.device})"
+
+
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """One 63-bit seed from a CPU generator (torch's default one if None)."""
+    return int(torch.randint(_INT64_MAX, (), generator=generator, dtype=torch.int64, device="cpu"))
+
+
+def check_tensors(
+    ccol_indices: Tensor, row_indices: Tensor, crow_indices: Tensor, col_indices: Tensor, permutation: Tensor
+) -> None:
+    """Checks the five tensors of a pattern unless this very content has been checked before.
+
+    Raises:
+        TypeError: a tensor has a wrong dtype.
+        ValueError: names the tensor, the position and the value that is wrong.
+    """
+    tensors = (ccol_indices, row_indices, crow_indices, col_indices, permutation)
+    if not _known(_checked_patterns, tensors):
+        _validate(tensors)
+
+
+def check_csc(ccol_indices: Tensor, row_indices: Tensor, n_rows: int) -> None:
+    """Checks the stored pair of a pattern with ``n_rows`` rows unless it has been checked before.
+
+    Raises:
+        TypeError: a tensor has a wrong dtype.
+        ValueError: names the tensor, the position and the value that is wrong.
+    """
+    tensors = (ccol_indices, row_indices)
+    if _known(_checked_pairs, tensors, n_rows):
+        return
+    _check_storage(tensors)
+    if not row_indices.is_meta:
+        _check_pair(("ccol_indices", ccol_indices), ("row_indices", row_indices), n_rows)
+        _remember(_checked_pairs, tensors, n_rows)
+
+
+# What has been checked: by the identity of the last tensor, weak references to all with their versions. A tensor
+# written in place has another version, a copied or unpickled one another identity. Writing through
+# `.data` changes neither: torch does not count it.
+_Entry = tuple[int, tuple[tuple["weakref.ref[Tensor]", int, int, int], ...]]
+_checked_patterns: dict[int, _Entry] = {}
+_checked_pairs: dict[int, _Entry] = {}
+
+
+def _known(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int = -1) -> bool:
+    entry = registry.get(id(tensors[-1]))
+    if entry is None or entry[0] != n_rows:
+        return False
+    return all(
+        reference() is tensor
+        and version == tensor._version
+        and address == tensor.data_ptr()
+        and size == tensor.numel()
+        for tensor, (reference, version, address, size) in zip(tensors, entry[1], strict=True)
+    )
+
+
+def _remember(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int = -1) -> None:
+    if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):  # no version to know a change by
+        return
+    key = id(tensors[-1])
+
+    def forget(reference: weakref.ref[Tensor]) -> None:
+        entry = registry.get(key)
+        if entry is not None and entry[1][-1][0] is reference:
+            del registry[key]
+
+    references = [weakref.ref(tensor) for tensor in tensors[:-1]] + [weakref.ref(tensors[-1], forget)]
+    registry[key] = (
+        n_rows,
+        tuple(
+            (reference, tensor._version, tensor.data_ptr(), tensor.numel())
+            for reference, tensor in zip(references, tensors, strict=True)
+        ),
+    )
+
+
+def _remember_all(tensors: Tensors) -> None:
+    _remember(_checked_patterns, tensors)
+    _remember(_checked_pairs, tensors[:2], tensors[2].numel() - 1)
+
+
+def _validate(tensors: Tensors) -> None:
+    ccol, row, crow, col, permutation = tensors
+    _check_storage(tensors)
+    if row.is_meta:
+        return
+    n_rows, n_cols, nnz = crow.numel() - 1, ccol.numel() - 1, row.numel()
+    for name, tensor in (("col_indices", col), ("permutation", permutation)):
+        if tensor.numel() != nnz:
+            raise ValueError(f"{name} must have {nnz} elements like row_indices, got {tensor.numel()}")
+    _check_pair(("ccol_indices", ccol), ("row_indices", row), n_rows)
+    _check_pair(("crow_indices", crow), ("col_indices", col), n_cols)
+    arrays = tuple(tensor.cpu() for tensor in tensors)
+    fault, j = _C.check_transpose(*(array.data_ptr() for array in arrays), n_rows, nnz, _is_wide(ccol))
+    if fault:
+        row_at = int(torch.searchsorted(crow.cpu(), j, right=True)) - 1
+        raise ValueError(
+            f"permutation[{j}] = {int(permutation[j])}: it must be the stored edge of row {row_at}, column "
+            f"{int(col[j])}, which is edge {j} by rows"
+        )
+    _remember_all(tensors)
+
+
+def _check_storage(tensors: tuple[Tensor, ...]) -> None:
+    """dtypes, dimensions, contiguity and devices of tensors that kernels will read as they are."""
+    names = _NAMES[: len(tensors)]
+    for name, tensor in zip(names, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        wanted = (torch.int32,) if name in ("row_indices", "col_indices") else (torch.int32, torch.int64)
+        if tensor.dtype not in wanted:
+            raise TypeError(f"{name} must have dtype {' or '.join(map(str, wanted))}, got {tensor.dtype}")
+        if tensor.dtype != tensors[0].dtype and len(wanted) == 2:
+            raise TypeError(f"{name} must have ccol_indices' dtype {tensors[0].dtype}, got {tensor.dtype}")
+        if tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous with 1 dimension, got shape {tuple(tensor.shape)}, "
+                f"stride {tensor.stride()}"
+            )
+        if tensor.device != tensors[0].device:
+            raise ValueError(
+                f"{name} must be on ccol_indices' device {tensors[0].device}, got {tensor.device}"
+            )
+        if name in ("ccol_indices", "crow_indices") and tensor.numel() == 0:
+            raise ValueError(f"{name} is empty: it must hold at least the 0 that it starts with")
+
+
+def _check_pair(pointers: tuple[str, Tensor], indices: tuple[str, Tensor], n_minor: int) -> None:
+    """Words what the C++ check finds in a CSC (CSR) pair whose storage is good."""
+    pointer_name, pointer = pointers
+    index_name, index = indices
+    pointer, index = pointer.cpu(), index.cpu()
+    fault, position = _C.check_compressed(
+        pointer.data_ptr(), index.data_ptr(), pointer.numel() - 1, n_minor, index.numel(), _is_wide(pointer)
+    )
+    if fault:
+        raise ValueError(_explain(fault, position, pointer_name, pointer, index_name, index, n_minor))
+
+
+def _explain(
+    fault: str,
+    position: int,
+    pointer_name: str,
+    pointer: Tensor,
+    index_name: str,
+    index: Tensor,
+    n_minor: int,
+) -> str:
+    if fault.startswith("pointer"):
+        found = f"{pointer_name}[{position}] = {int(pointer[position])}"
+        return {
+            "pointer_start": f"{found}: it must start with 0",
+            "pointer_order": f"{found} after {int(pointer[max(0, position - 1)])}: it must not decrease",
+            "pointer_end": f"{found}: it must end with the length of {index_name}, {index.numel()}",
+        }[fault]
+    major = "column" if index_name == "row_indices" else "row"
+    found = f"{index_name}[{position}] = {int(index[position])}"
+    if fault == "range":
+        return f"{found} is out of range: it must be in [0, {n_minor})"
+    at = int(torch.searchsorted(pointer, position, right=True)) - 1
+    if fault == "duplicate":
+        return f"{found} is in {major} {at} twice: the indices of a {major} must be distinct"
+    before = int(index[position - 1])
+    return f"{found} after {before} in {major} {at}: the indices of a {major} must be ascending"
+
+
+def _compressed(pointers: tuple[str, Tensor, int], indices: tuple[str, Tensor, int]) -> tuple[Tensor, Tensor]:
+    """A user's CSC (CSR) pair, checked, on the CPU, in the dtypes that a pattern stores."""
+    pointer_name, pointer_given, n_major = pointers
+    index_name, index_given, n_minor = indices
+    pointer = _integers(pointer_name, pointer_given).cpu()
+    index = _integers(index_name, index_given).cpu()
+    if pointer.numel() != n_major + 1:
+        raise ValueError(f"{pointer_name} must have {n_major + 1} elements, got {pointer.numel()}")
+    nnz = index.numel()
+    # Clamping keeps what is out of range out of range where it would not fit the narrower dtype.
+    narrow_pointer = pointer.clamp(-1, nnz + 1).to(pointer_dtype(nnz + 1)).contiguous()
+    narrow_index = index.clamp(-1, n_minor).to(torch.int32).contiguous()
+    fault, position = _C.check_compressed(
+        narrow_pointer.data_ptr(), narrow_index.data_ptr(), n_major, n_minor, nnz, _is_wide(narrow_pointer)
+    )
+    if fault:
+        raise ValueError(_explain(fault, position, pointer_name, pointer, index_name, index, n_minor))
+    # Tensors of the pattern's own: it may be changed in place.
+    return narrow_pointer.to(pointer_dtype(nnz)), narrow_index
+
+
+def _sorted_keys(shape: tuple[int, int], rows: tuple[str, Tensor], cols: tuple[str, Tensor]) -> Tensor:
+    """(n,) int64 CPU keys ``col * n_rows + row`` of a user's edges, sorted."""
+    row_name, row_given = rows
+    col_name, col_given = cols
+    row = _integers(row_name, row_given).cpu().long().contiguous()
+    col = _integers(col_name, col_given).cpu().long().contiguous()
+    if row.numel() != col.numel():
+        raise ValueError(
+            f"{row_name} has {row.numel()} elements, {col_name} {col.numel()}: it must be as many"
+        )
+    keys = torch.empty_like(row)
+    bad = _C.pack_keys(row.data_ptr(), col.data_ptr(), row.numel(), *shape, keys.data_ptr())
+    if bad >= 0:
+        for name, values, size in ((row_name, row, shape[0]), (col_name, col, shape[1])):
+            if not 0 <= int(values[bad]) < size:
+                found = f"{name}[{bad}] = {int(values[bad])}"
+                raise ValueError(f"{found} is out of range: it must be in [0, {size})")
+    _C.sort_keys(keys.data_ptr(), keys.numel(), shape[0] * shape[1])
+    return keys
+
+
+def _integers(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must have dtype torch.int32 or torch.int64, got {tensor.dtype}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name} must have 1 dimension, got shape {tuple(tensor.shape)}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no content: use Pattern.empty")
+    return tensor.detach()
+
+
+def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    try:
+        rows, cols = (int(size) for size in shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"shape must be (rows, cols), got {shape!r}") from None
+    for name, size in (("rows", rows), ("cols", cols)):
+        if not 0 <= size <= _INT32_MAX:
+            raise ValueError(f"shape has {size} {name}: it must be in [0, {_INT32_MAX}]")
+    return rows, cols
+
+
+def _check_nnz(shape: tuple[int, int], nnz: int) -> None:
+    if not 0 <= nnz <= shape[0] * shape[1]:
+        raise ValueError(f"nnz = {nnz} is out of range: it must be in [0, {shape[0] * shape[1]}] for {shape}")
+
+
+def _transpose(
+    pointer: Tensor, index: Tensor, n_minor: int, out: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(pointers, indices, permutation) of the transpose of a good CSC (or CSR) pair on the CPU."""
+    if out is None:
+        out = (
+            torch.empty(n_minor + 1, dtype=pointer.dtype, device="cpu"),
+            torch.empty_like(index),
+            torch.empty(index.numel(), dtype=pointer.dtype, device="cpu"),
+        )
+    transposed_pointer, transposed_index, permutation = out
+    _C.transpose(
+        pointer.data_ptr(),
+        index.data_ptr(),
+        n_minor,
+        pointer.numel() - 1,
+        index.numel(),
+        transposed_pointer.data_ptr(),
+        transposed_index.data_ptr(),
+        permutation.data_ptr(),
+        _is_wide(pointer),
+    )
+    return out
+
+
+def _is_wide(pointer: Tensor) -> bool:
+    return pointer.dtype == torch.int64

@@ -1,0 +1,90 @@
+"""From a configuration to the objects that a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+
+from sparsekern.data import ImageSet, load_digits
+from sparsekern.growth import GSE, SET, Growth, RigL, Static
+from sparsekern.models import MLP, ResNet, ViT
+from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
+
+DATA_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
+NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+
+
+def build_data(config: DataConfig) -> ImageSet:
+    return DATA_SETS[config.name]()
+
+
+def build_model(config: ModelConfig, data: ImageSet) -> nn.Module:
+    """The dense network, initialised from torch's global generator."""
+    if config.name == "mlp":
+        return MLP(data.channels, data.size, data.classes, **config.options())
+    if config.name == "resnet":
+        return ResNet(data.channels, data.classes, **config.options())
+    return ViT(data.channels, data.size, data.classes, **config.options())
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """Decay pulls at the layers' weights only: a bias, a norm or an embedding has no reason to be near zero."""
+    decayed, undecayed = split_parameters(model)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    return {"adam": Adam, "adamw": AdamW}[config.name](groups, lr=config.learning_rate)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(weights of layers, all else), each parameter once. Sparse weights are 1-D: their number of dimensions tells nothing."""
+    weights: dict[nn.Parameter, None] = {}
+    others: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_weight = name == "weight" and not isinstance(module, NORMS)
+            (weights if is_weight else others)[parameter] = None
+    return list(weights), list(others)
+
+
+def build_scheduler(config: OptimizerConfig, optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LRScheduler:
+    """A schedule over `steps` optimizer steps, to be stepped after each of them."""
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    if config.schedule == "cosine":
+        main: LRScheduler = CosineAnnealingLR(optimizer, T_max=steps - warmup)
+    elif config.schedule == "multistep":
+        milestones = [max(round(share * steps) - warmup, 0) for share in config.milestones]
+        main = MultiStepLR(optimizer, milestones, gamma=0.1)
+    else:
+        main = ConstantLR(optimizer, factor=1.0, total_iters=0)
+    if warmup == 0:
+        return main
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, main], milestones=[warmup])
+
+
+def build_growth(config: GrowthConfig, model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> Growth:
+    """What changes the topology over a run of `steps` optimizer steps."""
+    schedule = {"interval": config.interval, "end": round(config.end * steps)}
+    generator = torch.Generator().manual_seed(seed)
+    method, _, sampler = config.name.partition("-")
+    if method == "gse":
+        return GSE(
+            model,
+            optimizer,
+            sampler=sampler,
+            gamma=config.gamma,
+            alpha=config.alpha,
+            generator=generator,
+            **schedule,
+        )
+    if method == "static":
+        return Static(model, optimizer, **schedule)
+    return {"set": SET, "rigl": RigL}[method](model, optimizer, alpha=config.alpha, generator=generator, **schedule)

@@ -1,0 +1,89 @@
+"""`sparsekern train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
+from sparsekern.training.folder import RunFolder
+from sparsekern.training.run import Stopped, resume, run, start
+from sparsekern.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Arguments(TrainConfig):
+    """Train a network whose weights, gradients and optimizer state exist only at its nonzeros.
+
+    Without options: a ResNet on the digits data set at 5% density, its topology grown by guided stochastic
+    exploration. Configuration, metrics, checkpoint and plots go to a new folder.
+    """
+
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of a run to go on with, bit for bit, under its own configuration."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Runs the command. Returns its exit code: 0, 1 for what cannot be done, 128 + signal where one stopped it."""
+    console = Console()
+    try:
+        trainer, folder = prepare(arguments)
+    except (ValueError, ImportError, OSError) as error:
+        return fail(error)
+    console.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    try:
+        run(trainer, folder, console)
+    except Stopped as stopped:
+        console.print(f"{stopped}\n  sparsekern train --resume {folder.path}", highlight=False, markup=False)
+        return stopped.code
+    except FloatingPointError as error:
+        return fail(error)
+    return 0
+
+
+def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
+    """A new run, or the one to resume."""
+    path = resumed_path(arguments)
+    if path is None:
+        return start(parse(arguments, TrainConfig()))
+    folder = RunFolder(path)
+    saved = folder.load_config()
+    config = parse(arguments, saved)
+    if differences := config.differences(saved):
+        option, (asked, kept) = next(iter(differences.items()))
+        raise ValueError(
+            f"--resume goes on under the run's own configuration, where {option} is {kept!r}, not {asked!r}; "
+            f"only {', '.join(CHANGEABLE_ON_RESUME)} may change"
+        )
+    return resume(config, folder), folder
+
+
+def resumed_path(arguments: Sequence[str]) -> Path | None:
+    """--resume alone, ahead of the rest: the defaults of all other options come from that run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    return parser.parse_known_args(arguments)[0].resume
+
+
+def parse(arguments: Sequence[str], defaults: TrainConfig) -> TrainConfig:
+    sections = [each.name for each in fields(TrainConfig)]
+    parsed = tyro.cli(
+        Arguments,
+        prog="sparsekern train",
+        args=arguments,
+        default=Arguments(**{name: getattr(defaults, name) for name in sections}),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return TrainConfig(**{name: getattr(parsed, name) for name in sections})
+
+
+def fail(error: Exception) -> int:
+    print(f"sparsekern train: {error}", file=sys.stderr)
+    return 1

@@ -1,0 +1,92 @@
+"""A run's folder: config.json, checkpoint.safetensors, metrics.csv, topology.csv, summary.json and the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsekern.training.atomic import replace_file
+from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from sparsekern.training.config import TrainConfig
+from sparsekern.training.metrics import CsvLog
+from sparsekern.training.trainer import Trainer
+
+METRICS = (
+    "step",
+    "epoch",
+    "loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "seconds",
+    "replaced_share",
+)
+TOPOLOGY = ("step", "layer", "nnz", "density", "candidates", "replaced")
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.summary = path / "summary.json"
+        self.metrics = CsvLog(path / "metrics.csv", METRICS)
+        self.topology = CsvLog(path / "topology.csv", TOPOLOGY)
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """A new folder with the run's config.json. Raises FileExistsError rather than write into a used one."""
+        path = config.run.output
+        if path is None:
+            path = unused(Path("runs") / config.label)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"output {path} exists: --resume {path} continues it, another --output starts anew")
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        write_json(folder.config, config.to_dict())
+        return folder
+
+    def load_config(self) -> TrainConfig:
+        """Raises FileNotFoundError where there is no run, ValueError for a config.json that cannot be read."""
+        if not self.config.is_file():
+            raise FileNotFoundError(f"no run to resume at {self.path}: it has no config.json")
+        try:
+            return TrainConfig.from_dict(json.loads(self.config.read_text()))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.config} cannot be read: {error}") from error
+
+    def save(self, trainer: Trainer) -> None:
+        save_checkpoint(self.checkpoint, trainer.state_dict())
+
+    def restore(self, trainer: Trainer) -> None:
+        """Brings `trainer` to the checkpoint, and the CSVs back to its step."""
+        state = load_checkpoint(self.checkpoint)
+        try:
+            trainer.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.checkpoint} cannot be resumed: {error}") from error
+        self.metrics.cut(trainer.step)
+        self.topology.cut(trainer.step)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.summary, summary)
+
+    def load_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary.read_text())
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_file(path, lambda aside: aside.write_text(json.dumps(content, indent=2) + "\n"))

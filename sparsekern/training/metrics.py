@@ -1,0 +1,42 @@
+"""CSV files that grow by a row at a time and can be cut back to a step."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsekern.training.atomic import replace_file
+
+
+class CsvLog:
+    """A CSV file with a header; every row has a `step` and is on disk when `append` returns."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path, self.columns = path, columns
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
+        is_new = not self.path.exists()
+        if not rows and not is_new:
+            return
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if is_new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def cut(self, step: int) -> None:
+        """Removes the rows after `step`: what a run wrote after the checkpoint that it now resumes from."""
+        if self.path.exists():
+            kept = [row for row in read_csv(self.path) if int(row["step"]) <= step]
+            replace_file(self.path, lambda aside: CsvLog(aside, self.columns).append(kept))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows, as text by column; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,73 @@
+"""What a person sees while a run trains, and how they stop it."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES_WITHOUT_TERMINAL = 10
+
+
+class ProgressBar:
+    """A live bar on a terminal; elsewhere a line for about every tenth of the epochs."""
+
+    def __init__(self, console: Console, label: str, step: int, total_steps: int, epochs: int) -> None:
+        self.console, self.epochs = console, epochs
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(label, completed=step, total=total_steps, numbers="")
+
+    def __enter__(self) -> ProgressBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def show_epoch(self, row: dict[str, Any]) -> None:
+        numbers = f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}"
+        self.progress.update(self.task, numbers=numbers)
+        epoch = row["epoch"]
+        if not self.console.is_terminal and (
+            epoch == self.epochs or epoch % -(-self.epochs // LINES_WITHOUT_TERMINAL) == 0
+        ):
+            self.console.print(f"epoch {epoch}/{self.epochs}  {numbers}", highlight=False)
+
+
+class StopRequest:
+    """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> StopRequest:
+        self.previous = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self.restore()
