@@ -11,7 +11,9 @@ from setuptools import setup
 try:
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit("sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch).")
+    sys.exit(
+        "sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch)."
+    )
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 
 ROOT = Path(__file__).parent

@@ -1,10 +1,14 @@
-"""One layer's training step (forward, input gradient, weight gradient) against dense and other sparse libraries.
+"""One layer's training step (forward and both gradients) against dense and other sparse libraries.
 
     python -m benchmarks.layer_step --threads 1
 
-Public modules under autograd; each library's results are compared with dense before anything is timed, and one
-that differs is reported and left out. Peers are optional: `pip install --no-build-isolation torch==<yours>
-sparseprop`, `pip install torch==<yours> sparselab`. Writes benchmarks/results/layer_step_<threads>_threads.json.
+Public modules under autograd; each library's results are compared with dense before anything is timed, and
+one that differs is reported and left out. Peers are optional:
+
+    pip install --no-build-isolation torch==<yours> sparseprop
+    pip install torch==<yours> sparselab
+
+Writes benchmarks/results/layer_step_<threads>_threads.json.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +41,8 @@ def main() -> None:
     from benchmarks import machine
 
     torch.set_num_threads(options.threads)
+    torch.sparse.check_sparse_tensor_invariants.disable()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     report = {
         "benchmark": "layer_step",
         "machine": machine.describe(),
@@ -124,8 +131,7 @@ def _step(candidate: Candidate) -> Callable[[tuple[Tensor, Tensor]], Callable[[]
     def prepare(inputs: tuple[Tensor, Tensor]) -> Callable[[], object]:
         x, grad = (_laid_out(tensor, candidate) for tensor in inputs)
         x.requires_grad_()
-        for parameter in candidate.parameters:
-            parameter.grad = None
+        _forget_gradients(candidate)
         return lambda: candidate.forward(x).backward(grad)
 
     return prepare
@@ -135,11 +141,17 @@ def _laid_out(tensor: Tensor, candidate: Candidate) -> Tensor:
     return tensor.clone(memory_format=candidate.layout)
 
 
+def _forget_gradients(candidate: Candidate) -> None:
+    for parameter in candidate.parameters:
+        parameter.grad = None
+
+
 def _results(candidate: Candidate, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Output, input gradient and weight gradient at the edges, for a gradient that is always the same."""
     import torch
 
-    x = _laid_out(x.detach(), candidate).requires_grad_()
+    _forget_gradients(candidate)
+    x = _laid_out(x, candidate).requires_grad_()
     y = candidate.forward(x)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
     y.backward(_laid_out(grad, candidate))

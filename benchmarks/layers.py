@@ -1,4 +1,4 @@
-"""The same layer in several libraries: forward and backward of each, with its weight gradient at the edges."""
+"""The same layer in several libraries: forward, backward, and its weight gradient at the edges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sparsekern
+from sparsekern.nn import SparseConv2d, SparseLinear
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Candidate:
 
 
 def sparsekern_layer(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> Candidate:
-    cls = sparsekern.SparseLinear if isinstance(dense, nn.Linear) else sparsekern.SparseConv2d
+    cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
     layer = cls.from_dense(dense, mask=mask)
     rows, columns = (index.long() for index in layer.pattern.edges())
     row_major = torch.argsort(rows * mask[0].numel() + columns)
@@ -84,11 +84,10 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
     """torch.sparse at its best: CSR products with a kept transpose, and sampled_addmm for the weight."""
-    pattern = mask.float().to_sparse_csr()
-    crow, col = pattern.crow_indices().int(), pattern.col_indices().int()
-    order = torch.arange(1, col.numel() + 1, dtype=torch.float64)  # edge numbers, carried through a transpose
-    turned = torch.sparse_csr_tensor(crow, col, order, mask.shape).to_dense().t().to_sparse_csr()
-    crow_t, col_t, permutation = turned.crow_indices().int(), turned.col_indices().int(), turned.values().long() - 1
+    rows, columns = mask.nonzero(as_tuple=True)
+    permutation = torch.argsort(columns * mask.shape[0] + rows)
+    crow, col = _compressed(rows, mask.shape[0]), columns.int()
+    crow_t, col_t = _compressed(columns, mask.shape[1]), rows[permutation].int()
     values = nn.Parameter(dense.weight.detach()[mask])
     bias = nn.Parameter(dense.bias.detach().clone())
     zeros = torch.sparse_csr_tensor(crow, col, torch.zeros_like(values), mask.shape)
@@ -106,19 +105,21 @@ def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
             dw = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0)
             return (transposed @ grad.t()).t(), dw.values()
 
-    return Candidate(
-        "torch CSR", lambda x: Product.apply(x, values) + bias, [values, bias], lambda: values.grad
-    )
+    return Candidate("torch CSR", lambda x: Product.apply(x, values) + bias, [values, bias], lambda: values.grad)
+
+
+def _compressed(index: Tensor, size: int) -> Tensor:
+    return F.pad(index.bincount(minlength=size).cumsum(0), (1, 0)).int()
 
 
 def sparseprop_layer(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> Candidate:
-    from sparseprop.modules import SparseConv2d, SparseLinear
+    from sparseprop import modules
 
     twin = nn.utils.skip_init(type(dense), *_arguments(dense))
     with torch.no_grad():
         twin.weight.copy_(dense.weight * mask)
         twin.bias.copy_(dense.bias)
-    layer = (SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d).from_dense(twin)
+    layer = (modules.SparseLinear if isinstance(dense, nn.Linear) else modules.SparseConv2d).from_dense(twin)
     numbered = torch.arange(1, int(mask.sum()) + 1, dtype=torch.float32)
     assert numbered.numel() < 2**24  # float32 holds these exactly
     order = _sparseprop_order(layer, dense, mask, numbered)
@@ -134,23 +135,22 @@ def _sparseprop_order(layer: Any, dense: nn.Linear | nn.Conv2d, mask: Tensor, nu
 
 
 def sparselab_layer(dense: nn.Linear, mask: Tensor) -> Candidate:
-    from sparselab import SparseLinear, layout
+    import sparselab
+    from sparselab import layout
 
-    layer = SparseLinear(dense.in_features, dense.out_features, sparsity=0.9)
+    layer = sparselab.SparseLinear(dense.in_features, dense.out_features, sparsity=0.9)
     csr = layout.from_dense(dense.weight.detach() * mask)
     layer._csr = csr
     layer._values = nn.Parameter(torch.from_numpy(np.asarray(csr.values)))
     with torch.no_grad():
         layer.bias.copy_(dense.bias)
     starts, lengths = np.asarray(csr.row_start), np.asarray(csr.row_nnz)
-    slots = torch.from_numpy(
-        np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
-    )
+    slots = torch.from_numpy(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]))
     return Candidate("sparselab", layer, [layer._values, layer.bias], lambda: layer._values.grad[slots])
 
 
 def peers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> tuple[list[Candidate], list[str]]:
-    """The other sparse libraries that have this layer and can be imported; and a line for each that cannot."""
+    """The other sparse libraries that have this layer, and a line for each that is not installed."""
     found: list[Candidate] = []
     skipped: list[str] = []
     if isinstance(dense, nn.Linear):

@@ -38,8 +38,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times each candidate once a round.
 
-    Every round makes its inputs anew and each candidate gets the same ones: `candidates[name](inputs)` prepares,
-    untimed, and returns the call to time. The order rotates from round to round, so that nobody always runs
+    Every round makes its inputs anew and each candidate gets the same ones: `candidates[name](inputs)`
+    prepares, untimed, and returns the call to time. The order rotates from round to round, so that nobody always runs
     after the same neighbour; garbage collection waits.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -163,7 +163,7 @@ def sparsify(
     check_density(density)
     if isinstance(model, (nn.Linear, nn.Conv2d, SparseLayer)):
         raise ValueError(
-            f"model is itself an {type(model).__name__}, which has no parent to be replaced in: "
+            f"model is itself the layer ({type(model).__name__}), with no parent to be replaced in: "
             "make the layer with SparseLinear.from_dense or SparseConv2d.from_dense"
         )
     survey = list(_survey(model, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
@@ -272,9 +272,7 @@ def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _sparse_twin(
-    dense: nn.Module, row: TableRow, keep_weights: bool, generator: torch.Generator | None
-) -> SparseLayer:
+def _sparse_twin(dense: nn.Module, row: TableRow, keep_weights: bool, generator: torch.Generator | None) -> SparseLayer:
     """The sparse layer that takes the dense one's place."""
     assert isinstance(dense, (nn.Linear, nn.Conv2d))
     device, dtype = dense.weight.device, dense.weight.dtype
@@ -288,15 +286,15 @@ def _sparse_twin(
             pattern = Pattern.empty(shape, row.nnz, device="meta")
         else:
             pattern = Pattern.random(shape, row.nnz, generator=generator)
+        make: Callable[..., SparseLayer]
         if isinstance(dense, nn.Linear):
-            sizes = (dense.in_features, dense.out_features, dense.bias is not None)
-            sparse = SparseLinear(*sizes, device, dtype, pattern=pattern, generator=generator)
+            make, sizes = SparseLinear, (dense.in_features, dense.out_features, dense.bias is not None)
         else:
-            arguments = conv2d_arguments(dense)
-            sparse = SparseConv2d(*arguments, device, dtype, pattern=pattern, generator=generator)
+            make, sizes = SparseConv2d, conv2d_arguments(dense)
+        sparse = make(*sizes, device=device, dtype=dtype, pattern=pattern, generator=generator)
     sparse.training = dense.training
     sparse.weight.requires_grad_(dense.weight.requires_grad)
-    if sparse.bias is not None:
+    if sparse.bias is not None and dense.bias is not None:
         sparse.bias.requires_grad_(dense.bias.requires_grad)
     for hooks in _CARRIED_HOOKS:
         setattr(sparse, hooks, getattr(dense, hooks))  # the same dictionaries, so that handles still remove

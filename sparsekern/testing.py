@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,9 +22,7 @@ class DenseTensorError(RuntimeError):
 
 
 @contextmanager
-def forbid_dense(
-    model: nn.Module, *, batch_sizes: Iterable[int] = (), allowance: float = 4.0
-) -> Iterator[None]:
+def forbid_dense(model: nn.Module, *, batch_sizes: Iterable[int] = (), allowance: float = 4.0) -> Iterator[None]:
     """Raises DenseTensorError, naming the operator, the shape and the layer, when an operator makes a tensor of
     the dense size of one of `model`'s sparse layers: in forward, in backward, in an optimizer's step, in a
     topology update, in saving and loading, whatever module or library calls the operator.
@@ -116,7 +114,9 @@ class _Watch(TorchDispatchMode):
                 key = torch._C._dispatch_key_for_device(devices.pop())
                 if torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), key):
                     with self:
-                        return func.redispatch(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)), *args, **kwargs)
+                        return func.redispatch(
+                            torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)), *args, **kwargs
+                        )
         return func(*args, **kwargs)
 
     def _check(self, func: Any, out: Tensor) -> None:
@@ -170,6 +170,12 @@ def _elements(tensor: Tensor) -> int:
     """Elements that the tensor's memory holds: all of its storage, or a sparse tensor's values."""
     if tensor.layout == torch.strided:
         return tensor.untyped_storage().nbytes() // tensor.element_size()
-    if tensor.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+    if tensor.layout in (
+        torch.sparse_coo,
+        torch.sparse_csr,
+        torch.sparse_csc,
+        torch.sparse_bsr,
+        torch.sparse_bsc,
+    ):
         return (tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()).numel()
     return tensor.numel()
