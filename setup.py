@@ -14,7 +14,10 @@ except ImportError:
     sys.exit(
         "sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch)."
     )
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+try:
+    from pybind11.setup_helpers import Pybind11Extension, build_ext
+except ImportError:
+    sys.exit("sparsekern is built with pybind11: install it first (pip install pybind11).")
 
 ROOT = Path(__file__).parent
 X86_FLAGS = {
