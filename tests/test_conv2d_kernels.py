@@ -40,10 +40,10 @@ def threads(request):
 
 @pytest.fixture
 def tiny_tiles():
-    """Little enough working memory that images are worked on in bands of a few rows."""
-    before = _C.conv2d_exchange_tile_elements(2000)
+    """Little enough working memory that images are worked on in bands of a few rows, and threads for any work."""
+    before = _C.conv2d_exchange_limits((2000, 1))
     yield
-    _C.conv2d_exchange_tile_elements(before)
+    _C.conv2d_exchange_limits(before)
 
 
 class Problem:
