@@ -69,8 +69,8 @@ class Growth:
     or several uses of the layer. ``step`` then replaces k = ceil(share(t) * nnz) edges of each layer, fewer
     where there are fewer candidates: the candidates with the largest absolute gradient grow, with value 0, in
     the place of the edges with the smallest absolute weight; equal ones are taken in stored order. The share
-    is ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which
-    may be any tensors of the parameter's shape; those of grown edges start at 0.
+    is ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state (any
+    tensors of the parameter's shape); those of grown edges start at 0.
 
     A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient
     is not finite. If the optimizer did not step, the candidates are dropped and the update is made at the
