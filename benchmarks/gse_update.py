@@ -2,10 +2,10 @@
 
     python benchmarks/gse_update.py [--batch 32] [--repeats 5] [--threads 1] [--widths 16384 32768 ...]
 
-A square SparseLinear with 8 edges a row, Adam, alpha 0.2. What is timed is all that an update step does beyond
-a plain one: drawing the candidates and computing their gradients inside backward, then Growth.step (selection,
-replacement of edges, transposition, moving the weight, its gradient and Adam's state). The best of the repeats
-counts. The update is O(rows + columns + edges): doubling the width should double the time.
+A square SparseLinear with 8 edges a row, Adam, alpha 0.2. What is timed is all that an update step does
+beyond a plain one: drawing the candidates and computing their gradients inside backward, then Growth.step
+(selection, replacement of edges, transposition, moving the weight, its gradient and Adam's state). The best of
+the repeats counts. The update is O(rows + columns + edges): twice the width should take twice the time.
 """
 
 import argparse
@@ -48,9 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(
-        f"{'sampler':8} {'width':>7} {'edges':>8} {'backward ms':>12} {'step ms':>8} {'total ms':>9} {'ratio':>6}"
-    )
+    print(f"{'sampler':8} {'width':>7} {'edges':>8} {'backward ms':>12} {'step ms':>8} {'total ms':>9} {'ratio':>6}")
     for sampler in ("uniform", "grabo", "graest"):
         before = None
         for width in arguments.widths:

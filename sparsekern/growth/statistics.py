@@ -44,9 +44,7 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
     return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3))
 
 
-def sketched_sums(
-    layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both:
     GraEst (arXiv 2401.06898, after the AMS sketch).
 
