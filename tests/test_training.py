@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.models import ResNet, ViT
+from sparsekern.growth import find_sparse_layers
 from sparsekern.testing import forbid_dense
 from sparsekern.training.build import build_optimizer, build_scheduler, split_parameters
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -89,8 +89,8 @@ def test_every_model_trains_under_every_growth(model, growth):
     assert all(row["replaced"] <= row["candidates"] for row in rows)
     if growth != "static":
         assert sum(row["replaced"] for row in rows) > 0
-    assert trainer.nnz == nnz == sum(layer.nnz for layer in trainer.sparse_layers.values())
-    for layer in trainer.sparse_layers.values():
+    assert trainer.nnz == nnz == sum(layer.nnz for layer in find_sparse_layers(trainer.model).values())
+    for layer in find_sparse_layers(trainer.model).values():
         layer.pattern.validate()
 
 
@@ -201,7 +201,7 @@ def test_same_seed_same_run_and_another_seed_another():
         train_steps(trainer, 3)
     assert_same_state(first.state_dict(), again.state_dict())
     assert not torch.equal(first.loader.order, other.loader.order)
-    one, two = (trainer.sparse_layers["blocks.1.conv1"] for trainer in (first, other))
+    one, two = (find_sparse_layers(trainer.model)["blocks.1.conv1"] for trainer in (first, other))
     assert not torch.equal(one.row_indices, two.row_indices)
 
 
