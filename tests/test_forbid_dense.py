@@ -102,6 +102,7 @@ def an_optimizer_like_step(model):
         ).to_dense().mul_(0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize(
     "action",
     [
@@ -189,6 +190,7 @@ def test_what_a_custom_operator_makes_inside_is_seen():
         row_sums(model[0].weight.detach())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_views_and_meta_tensors_and_sparse_tensors_pass():
     model = mlp()
     bias = model[0].bias.detach()
