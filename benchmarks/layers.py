@@ -74,7 +74,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         product = torch.ops.mkldnn._linear_pointwise
         dx = product(grad, weight.t(), None, "none", [], "")
@@ -99,7 +99,7 @@ def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
             return (torch.sparse_csr_tensor(crow, col, values, mask.shape) @ x.t()).t()
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
             x, values = ctx.saved_tensors
             transposed = torch.sparse_csr_tensor(crow_t, col_t, values[permutation], mask.shape[::-1])
             dw = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0)

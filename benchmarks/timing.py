@@ -23,8 +23,10 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(*(round(1e3 * value, 4) for value in (middle, lower, upper)), len(seconds))
+        lower, middle, upper = (
+            round(1e3 * value, 4) for value in statistics.quantiles(seconds, n=4, method="inclusive")
+        )
+        return cls(middle, lower, upper, len(seconds))
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
