@@ -1,7 +1,50 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+
+#include "conv2d/conv2d.h"
+#include "conv2d/layout.h"
 
 namespace sparsekern {
+namespace {
 
-void bind_conv2d(pybind11::module_&) {}
+// Batch, channels, height, width, out_channels; kernel, stride, padding and dilation of y and of x; groups.
+Conv2dShape shape_from(const std::array<int64_t, 14>& v) {
+  return {v[0], v[1], v[4], v[13], Axis(v[2], v[5], v[7], v[9], v[11]), Axis(v[3], v[6], v[8], v[10], v[12])};
+}
+
+TensorRef tensor(std::pair<uintptr_t, int> ref) {
+  return {reinterpret_cast<void*>(ref.first), static_cast<DType>(ref.second)};
+}
+IndexRef index(std::pair<uintptr_t, bool> ref) { return {reinterpret_cast<const void*>(ref.first), ref.second}; }
+
+}  // namespace
+
+// Tensors are (address, DType), pointers (address, is int64), and an absent tensor's address is 0.
+void bind_conv2d(pybind11::module_& m) {
+  using Tensor = std::pair<uintptr_t, int>;
+  using Index = std::pair<uintptr_t, bool>;
+  using Shape = std::array<int64_t, 14>;
+  const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
+  m.def(
+      "conv2d_forward",
+      [](const Shape& shape, Tensor x, Tensor values, Tensor bias, Index crow, uintptr_t col, Index permutation, Tensor y) {
+        conv2d_forward(shape_from(shape), tensor(x), tensor(values), tensor(bias), index(crow),
+                       reinterpret_cast<const int32_t*>(col), index(permutation), tensor(y));
+      },
+      unlocked);
+  m.def(
+      "conv2d_backward",
+      [](const Shape& shape, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row, Tensor x_grad,
+         Tensor values_grad) {
+        conv2d_backward(shape_from(shape), tensor(grad), tensor(x), tensor(values), index(ccol),
+                        reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
+      },
+      unlocked);
+  m.def("conv2d_exchange_tile_elements", exchange_tile_elements,
+        "Sets the elements of working memory that a thread's tile should stay under; returns the old value.");
+}
 
 }  // namespace sparsekern

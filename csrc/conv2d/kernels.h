@@ -1,9 +1,110 @@
-// The conv2d kernels that each instruction set provides.
+// The conv2d kernels that each instruction set provides, and what the driver hands to them.
+//
+// Everything is a stride-1 problem over planes (see layout.h): from a block's first vector, the vector that an
+// edge multiplies is one constant offset away, whatever the kernel size, stride, dilation and group.
 #pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
 
 namespace sparsekern {
 
+// A nonzero weight as a kernel meets it: how many elements after the block's first vector its operand lies.
 template <class A>
-struct Conv2dKernels {};
+struct Edge {
+  int32_t offset;
+  A weight;
+};
+
+// Row i holds edges[starts[i]] to edges[starts[i + 1]] and belongs to channel channels[i].
+template <class A>
+struct EdgeRows {
+  const Edge<A>* edges;
+  const int64_t* starts;
+  const int32_t* channels;
+};
+
+// The vectors worked on together, in registers: 2^rows_log2 rows of `width`. Those of a row follow one another,
+// except that the last may lie earlier and overlap the one before it, so that nothing past the row is touched.
+struct Block {
+  int rows_log2;
+  int width;
+  int64_t at;     // element of the plane where the first vector starts
+  int64_t pitch;  // elements from a row to the next
+  int64_t last;   // elements from a row's first vector to its last
+  int skip;       // leading lanes of the last vector that the one before has already
+  int64_t out;    // forward: pixel (or flat position) of the output where the block starts
+};
+
+// Where a forward block's results go.
+template <class A>
+struct Sink {
+  void (*put)(const Sink& sink, const A* vectors, const Block& block, int64_t channel);
+  void* data;
+  int64_t channel_stride;
+  int64_t image_stride;
+  int images;
+  bool stream;  // past the caches: the tensor is large, and the same vectors of all images share a cache set
+};
+
+template <class A>
+struct ForwardArgs {
+  const A* input;
+  EdgeRows<A> rows;
+  int64_t begin, end;  // rows to work on
+  const A* bias;       // of each channel
+  Sink<A> sink;
+};
+
+template <class A>
+struct BackwardArgs {
+  const A* input;  // planes of the input's channels, channel_size elements apart
+  A* input_grad;   // likewise; may be `input` itself
+  int64_t channel_size;
+  const A* grad;
+  EdgeRows<A> rows;
+  int64_t begin, end;
+  A* weight_grad;  // of each edge, added to
+};
+
+// Moves channels [begin, end) of up to kLanes images between a tensor and planes whose vectors are pixels, one
+// image a lane. place[q] is the vector of pixel first + q, negative where a plane does not hold that pixel.
+template <class A>
+struct LaneCopy {
+  void* tensor;
+  int64_t image_stride, channel_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int images;
+  int64_t first, pixels;
+  const int32_t* place;
+  A* planes;
+  int64_t channel_size;
+  bool stream;  // unpacking: as in Sink
+};
+
+template <class A>
+struct Conv2dKernels {
+  static constexpr int kShapes = 4;     // rows_log2
+  static constexpr int kMaxWidth = 16;  // vectors in a row
+  using Forward = void (*)(const ForwardArgs<A>&, const Block&);
+  using Backward = void (*)(const BackwardArgs<A>&, const Block&);
+
+  int lanes;
+  int forward_vectors, backward_vectors;  // the most that a block may hold
+  Forward forward[kShapes][kMaxWidth + 1];
+  Backward backward[kShapes][kMaxWidth + 1];  // both gradients
+  Backward input_grad[kShapes][kMaxWidth + 1];
+  Backward weight_grad[kShapes][kMaxWidth + 1];
+
+  void (*put_flat)(const Sink<A>&, const A*, const Block&, int64_t);
+  // The rest by the tensor's DType; null where A does not compute that type.
+  void (*put_lanes[4])(const Sink<A>&, const A*, const Block&, int64_t);
+  void (*pack_lanes[4])(const LaneCopy<A>&);
+  void (*unpack_lanes[4])(const LaneCopy<A>&);
+  // `count` elements, those of the tensor `step` apart.
+  void (*widen[4])(const void* tensor, int64_t step, int64_t count, A* to);
+  void (*narrow[4])(const A* from, int64_t count, int64_t step, void* tensor);
+};
 
 }  // namespace sparsekern

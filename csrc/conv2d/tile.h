@@ -1,3 +1,4 @@
+// The conv2d kernels. Included once per instruction set: nothing here may come from std::.
 #pragma once
 
 #include "conv2d/kernels.h"
@@ -6,9 +7,303 @@
 namespace sparsekern {
 namespace SK_ISA {
 
+#if SK_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+// Forward holds sums only; backward holds inputs and sums, and needs the other half for operands.
+constexpr int kForwardVectors = kRegisters / 2;
+constexpr int kBackwardVectors = kRegisters / 4;
+
+// The sums over its edges of 2^RowsLog2 x Width output vectors, for one output channel after another.
+template <class A, int RowsLog2, int Width>
+void forward_block(const ForwardArgs<A>& args, const Block& block) {
+  constexpr int kRows = 1 << RowsLog2;
+  const A* input = args.input + block.at;
+  const int64_t pitch = block.pitch, last = block.last;
+  alignas(SK_VECTOR_BYTES) A results[kRows * Width * kLanes<A>];
+  for (int64_t i = args.begin; i < args.end; ++i) {
+    const int64_t channel = args.rows.channels[i];
+    Vec<A> sum[kRows * Width];
+    SK_UNROLL
+    for (int j = 0; j < kRows * Width; ++j) sum[j] = broadcast(args.bias[channel]);
+    const Edge<A>* end = args.rows.edges + args.rows.starts[i + 1];
+    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[i]; edge < end; ++edge) {
+      const A* x = input + edge->offset;
+      const Vec<A> w = broadcast(edge->weight);
+      SK_UNROLL
+      for (int r = 0; r < kRows; ++r, x += pitch) {
+        SK_UNROLL
+        for (int j = 0; j < Width - 1; ++j) sum[r * Width + j] += w * load_unaligned(x + j * kLanes<A>);
+        sum[r * Width + Width - 1] += w * load_unaligned(x + last);
+      }
+    }
+    SK_UNROLL
+    for (int j = 0; j < kRows * Width; ++j) store(results + j * kLanes<A>, sum[j]);
+    args.sink.put(args.sink, results, block, channel);
+  }
+  stream_fence();
+}
+
+// For one input channel after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
+// in registers while each edge's output gradients are loaded once, for both products.
+template <class A, int RowsLog2, int Width, bool InputGrad, bool WeightGrad>
+void backward_block(const BackwardArgs<A>& args, const Block& block) {
+  constexpr int kRows = 1 << RowsLog2;
+  constexpr int kVectors = kRows * Width;
+  const A* grad = args.grad + block.at;
+  const int64_t pitch = block.pitch, last = block.last;
+  // Each edge's vector of partial dot products waits here until there are enough to sum them all at once.
+  alignas(SK_VECTOR_BYTES) A dots[kLanes<A> * kLanes<A>];
+  int waiting = 0;
+  A* weight_grad = args.weight_grad + args.rows.starts[args.begin];
+  const auto sum_dots = [&] {
+    Vec<A> dot[kLanes<A>];
+    SK_UNROLL
+    for (int j = 0; j < kLanes<A>; ++j) dot[j] = load(dots + j * kLanes<A>);
+    return sum_each<A>(dot);
+  };
+  Vec<A> keep = broadcast(A(1));
+  for (int j = 0; j < block.skip; ++j) keep[j] = A(0);
+
+  for (int64_t i = args.begin; i < args.end; ++i) {
+    const int64_t at = args.rows.channels[i] * args.channel_size + block.at;
+    Vec<A> x[kVectors], sum[kVectors];
+    if (WeightGrad) {
+      SK_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const A* row = args.input + at + r * pitch;
+        SK_UNROLL
+        for (int j = 0; j < Width - 1; ++j) x[r * Width + j] = load_unaligned(row + j * kLanes<A>);
+        const Vec<A> tail = load_unaligned(row + last);
+        x[r * Width + Width - 1] = keep != A(0) ? tail : Vec<A>{};
+      }
+    }
+    SK_UNROLL
+    for (int j = 0; j < kVectors; ++j) sum[j] = Vec<A>{};
+
+    const Edge<A>* end = args.rows.edges + args.rows.starts[i + 1];
+    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[i]; edge < end; ++edge) {
+      const A* y = grad + edge->offset;
+      const Vec<A> w = broadcast(edge->weight);
+      Vec<A> dot[2] = {};
+      SK_UNROLL
+      for (int r = 0; r < kRows; ++r, y += pitch) {
+        SK_UNROLL
+        for (int j = 0; j < Width; ++j) {
+          Vec<A> g = load_unaligned(y + (j < Width - 1 ? j * kLanes<A> : last));
+          if (InputGrad && WeightGrad) pin(g);
+          if (InputGrad) sum[r * Width + j] += w * g;
+          if (WeightGrad) dot[j % 2] += x[r * Width + j] * g;
+        }
+      }
+      if (WeightGrad) {
+        store(dots + waiting * kLanes<A>, dot[0] + dot[1]);
+        if (++waiting == kLanes<A>) {
+          store_unaligned(weight_grad, load_unaligned(weight_grad) + sum_dots());
+          weight_grad += kLanes<A>;
+          waiting = 0;
+        }
+      }
+    }
+    if (InputGrad) {
+      SK_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        A* row = args.input_grad + at + r * pitch;
+        SK_UNROLL
+        for (int j = 0; j < Width; ++j)
+          store_unaligned(row + (j < Width - 1 ? j * kLanes<A> : last), sum[r * Width + j]);
+      }
+    }
+  }
+  if (WeightGrad && waiting > 0) {
+    for (int j = waiting; j < kLanes<A>; ++j) store(dots + j * kLanes<A>, Vec<A>{});
+    const Vec<A> sums = sum_dots();
+    for (int j = 0; j < waiting; ++j) weight_grad[j] += sums[j];
+  }
+}
+
+// Results whose lanes are neighbouring elements of the output.
+template <class A>
+void put_flat(const Sink<A>& sink, const A* vectors, const Block& block, int64_t channel) {
+  A* out = static_cast<A*>(sink.data) + channel * sink.channel_stride + block.out;
+  for (int j = 0; j < block.width - 1; ++j) store_unaligned(out + j * kLanes<A>, load(vectors + j * kLanes<A>));
+  store_unaligned(out + block.last, load(vectors + (block.width - 1) * kLanes<A>));
+}
+
+// Stores a transposed square: lane j of r[n] to out[n * stride + j].
+template <class A, class T>
+SK_INLINE void store_square(T* out, int64_t stride, const Vec<A>* r, bool past_caches) {
+  if constexpr (kCanStream && sizeof(T) == sizeof(A)) {
+    const bool whole_lines = reinterpret_cast<uintptr_t>(out) % 64 == 0 && stride * sizeof(T) % 64 == 0;
+    if (past_caches && whole_lines) {
+      SK_UNROLL
+      for (int n = 0; n < kLanes<A>; ++n) stream<A>(out + n * stride, r[n]);
+      return;
+    }
+  }
+  SK_UNROLL
+  for (int n = 0; n < kLanes<A>; ++n) store_narrowed<A>(out + n * stride, r[n]);
+}
+
+// Results whose lanes are images: a block's vectors are neighbouring pixels.
+template <class A, class T>
+void put_lanes(const Sink<A>& sink, const A* vectors, const Block& block, int64_t channel) {
+  const int pixels = block.width << block.rows_log2;
+  for (int first = 0; first < pixels; first += kLanes<A>) {
+    const int count = pixels - first < kLanes<A> ? pixels - first : kLanes<A>;
+    T* out = static_cast<T*>(sink.data) + channel * sink.channel_stride + block.out + first;
+    Vec<A> r[kLanes<A>];
+    if (count == kLanes<A>) {
+      SK_UNROLL
+      for (int j = 0; j < kLanes<A>; ++j) r[j] = load(vectors + (first + j) * kLanes<A>);
+    } else {
+      SK_UNROLL
+      for (int j = 0; j < kLanes<A>; ++j) r[j] = j < count ? load(vectors + (first + j) * kLanes<A>) : Vec<A>{};
+    }
+    transpose<A>(r);
+    if (count == kLanes<A> && sink.images == kLanes<A>) {
+      store_square<A>(out, sink.image_stride, r, sink.stream);
+    } else {
+      SK_UNROLL
+      for (int n = 0; n < kLanes<A>; ++n)
+        if (n < sink.images) store_narrowed<A>(out + n * sink.image_stride, r[n], count);
+    }
+  }
+}
+
+// Calls body(pixel, count) for chunks of at most kLanes pixels. A remainder starts earlier instead of being
+// shorter where it can: doing a pixel twice is cheaper than masks.
+template <class A, class Body>
+SK_INLINE void for_chunks(int64_t pixels, const Body& body) {
+  for (int64_t q = 0; q < pixels; q += kLanes<A>) {
+    if (pixels - q >= kLanes<A>) {
+      body(q, kLanes<A>);
+    } else if (pixels >= kLanes<A>) {
+      body(pixels - kLanes<A>, kLanes<A>);
+    } else {
+      body(q, static_cast<int>(pixels - q));
+    }
+  }
+}
+
+template <class A, class T>
+void pack_lanes(const LaneCopy<A>& copy) {
+  for (int64_t c = copy.begin; c < copy.end; ++c) {
+    const T* from = static_cast<const T*>(copy.tensor) + c * copy.channel_stride + copy.first;
+    A* to = copy.planes + c * copy.channel_size;
+    for_chunks<A>(copy.pixels, [&](int64_t q, int count) {
+      Vec<A> r[kLanes<A>];
+      if (copy.images == kLanes<A> && count == kLanes<A>) {
+        SK_UNROLL
+        for (int n = 0; n < kLanes<A>; ++n) r[n] = load_widened<A>(from + n * copy.image_stride + q);
+      } else {
+        SK_UNROLL
+        for (int n = 0; n < kLanes<A>; ++n)
+          r[n] = n < copy.images ? load_widened<A>(from + n * copy.image_stride + q, count) : Vec<A>{};
+      }
+      transpose<A>(r);
+      SK_UNROLL
+      for (int j = 0; j < kLanes<A>; ++j) {
+        const int64_t place = j < count ? copy.place[q + j] : -1;
+        if (place >= 0) store(to + place * kLanes<A>, r[j]);
+      }
+    });
+  }
+}
+
+template <class A, class T>
+void unpack_lanes(const LaneCopy<A>& copy) {
+  for (int64_t c = copy.begin; c < copy.end; ++c) {
+    const A* from = copy.planes + c * copy.channel_size;
+    T* to = static_cast<T*>(copy.tensor) + c * copy.channel_stride + copy.first;
+    for_chunks<A>(copy.pixels, [&](int64_t q, int count) {
+      Vec<A> r[kLanes<A>];
+      SK_UNROLL
+      for (int j = 0; j < kLanes<A>; ++j) {
+        const int64_t place = j < count ? copy.place[q + j] : -1;
+        r[j] = place >= 0 ? load(from + place * kLanes<A>) : Vec<A>{};
+      }
+      transpose<A>(r);
+      if (copy.images == kLanes<A> && count == kLanes<A>) {
+        store_square<A>(to + q, copy.image_stride, r, copy.stream);
+      } else {
+        SK_UNROLL
+        for (int n = 0; n < kLanes<A>; ++n)
+          if (n < copy.images) store_narrowed<A>(to + n * copy.image_stride + q, r[n], count);
+      }
+    });
+  }
+  stream_fence();
+}
+
+template <class A, class T>
+void widen_elements(const void* tensor, int64_t step, int64_t count, A* to) {
+  const T* from = static_cast<const T*>(tensor);
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
+  }
+}
+
+template <class A, class T>
+void narrow_elements(const A* from, int64_t count, int64_t step, void* tensor) {
+  T* to = static_cast<T*>(tensor);
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i);
+  } else {
+    for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i * step);
+  }
+}
+
+template <class A, int RowsLog2, int Width>
+constexpr void add_blocks(Conv2dKernels<A>& table) {
+  constexpr int kVectors = Width << RowsLog2;
+  if constexpr (kVectors <= kForwardVectors) table.forward[RowsLog2][Width] = forward_block<A, RowsLog2, Width>;
+  if constexpr (kVectors <= kBackwardVectors) {
+    table.backward[RowsLog2][Width] = backward_block<A, RowsLog2, Width, true, true>;
+    table.input_grad[RowsLog2][Width] = backward_block<A, RowsLog2, Width, true, false>;
+    table.weight_grad[RowsLog2][Width] = backward_block<A, RowsLog2, Width, false, true>;
+  }
+  if constexpr (Width > 1) add_blocks<A, RowsLog2, Width - 1>(table);
+  else if constexpr (RowsLog2 > 0) add_blocks<A, RowsLog2 - 1, Conv2dKernels<A>::kMaxWidth>(table);
+}
+
+template <class A, class T>
+constexpr void add_conversions(Conv2dKernels<A>& table, DType dtype) {
+  const int d = static_cast<int>(dtype);
+  table.widen[d] = widen_elements<A, T>;
+  table.narrow[d] = narrow_elements<A, T>;
+}
+
+template <class A, class T>
+constexpr void add_dtype(Conv2dKernels<A>& table, DType dtype) {
+  const int d = static_cast<int>(dtype);
+  table.put_lanes[d] = put_lanes<A, T>;
+  table.pack_lanes[d] = pack_lanes<A, T>;
+  table.unpack_lanes[d] = unpack_lanes<A, T>;
+  add_conversions<A, T>(table, dtype);
+}
+
 template <class A>
 constexpr Conv2dKernels<A> conv2d_kernels() {
-  return {};
+  Conv2dKernels<A> table{};
+  table.lanes = kLanes<A>;
+  table.forward_vectors = kForwardVectors;
+  table.backward_vectors = kBackwardVectors;
+  add_blocks<A, Conv2dKernels<A>::kShapes - 1, Conv2dKernels<A>::kMaxWidth>(table);
+  table.put_flat = put_flat<A>;
+  if constexpr (sizeof(A) == sizeof(double)) {
+    add_dtype<A, double>(table, DType::f64);
+    add_conversions<A, float>(table, DType::f32);
+  } else {
+    add_dtype<A, float>(table, DType::f32);
+    add_dtype<A, bf16>(table, DType::bf16);
+    add_dtype<A, f16>(table, DType::f16);
+  }
+  return table;
 }
 
 }  // namespace SK_ISA

@@ -72,9 +72,27 @@ template <class A>
 SK_INLINE void store_unaligned(A* p, Vec<A> v) {
   *reinterpret_cast<typename VectorOf<A>::unaligned*>(p) = v;
 }
+// Whether a store past the caches exists for these vectors: one that writes whole cache lines.
+constexpr bool kCanStream = SK_VECTOR_BYTES == 64;
+
+// Writes memory (aligned to the vector) that will not be read soon without first reading it into the caches.
+// Such stores are not ordered: end them with stream_fence before other threads may look.
+template <class A>
+SK_INLINE void stream(A* p, Vec<A> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#else
+  store<A>(p, v);
+#endif
+}
+SK_INLINE void stream_fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
 template <class A>
 SK_INLINE Vec<A> broadcast(A x) {
-  return Vec<A>{} + x;
+  return x - Vec<A>{};  // minus, not plus: exact for -0, so it compiles to the broadcast alone
 }
 
 // Keeps v in a register: without it GCC folds one load into both of the multiply-adds that use it and loads twice.

@@ -54,7 +54,7 @@ const A* widened(const Values& values, const Topology& t, bool permuted, Scratch
   return wide;
 }
 
-Tokens tokens_of(const Activations& x, const Tile& tile) {
+Tokens tokens_of(const Activations& x, const TokenTile& tile) {
   char* data = static_cast<char*>(x.data);
   return {x.dtype, data ? data + tile.begin * x.stride * size_of(x.dtype) : nullptr, x.stride, tile.count};
 }
@@ -70,7 +70,7 @@ struct Plan {
 
   int64_t tile_count() const { return static_cast<int64_t>(tiles.size()); }
 
-  std::vector<Tile> tiles;
+  std::vector<TokenTile> tiles;
   int64_t tile_size;
   int64_t sums_size;
 };
@@ -92,7 +92,7 @@ void run_tiles(const Plan<A>& plan, const std::vector<Panel>& panels, const Acti
       A* my_tile = tiles + thread * plan.tile_size;
       A* my_sums = sums ? sums + thread * plan.sums_size : nullptr;
       for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) {
-        const Tile& tile = plan.tiles[i];
+        const TokenTile& tile = plan.tiles[i];
         k.load_tile(tokens_of(gathered, tile), 0, gathered_features, tile.vectors, my_tile);
         for (const Panel& panel : panels) run(tile, panel, my_tile, my_sums, thread, int64_t{0}, outputs);
       }
@@ -100,7 +100,7 @@ void run_tiles(const Plan<A>& plan, const std::vector<Panel>& panels, const Acti
     return;
   }
   const int64_t blocks = (gathered_features + kLinearBlock - 1) / kLinearBlock;
-  for (const Tile& tile : plan.tiles) {
+  for (const TokenTile& tile : plan.tiles) {
     const int64_t width = int64_t{tile.vectors} * k.lanes;
     parallel_ranges(blocks, 4, [&](int64_t first, int64_t last) {
       const int64_t begin = first * kLinearBlock, end = std::min(gathered_features, last * kLinearBlock);
@@ -134,7 +134,7 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   const int64_t threads = num_threads();
   const bool by_tokens = threads == 1 || plan.tile_count() >= 2 * threads;
   run_tiles<A>(plan, panels, x, t.columns, crow, t.rows, by_tokens, scratch,
-               [&](const Tile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
+               [&](const TokenTile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
                    int64_t end) {
                  k.forward({panel, t.indices, values, wide_bias, x_tile, sums, tokens_of(y, tile), tile.vectors,
                             begin, end});
@@ -166,7 +166,7 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
                     [&](int64_t begin, int64_t end) { std::fill(dw_sums + begin, dw_sums + end, A{0}); });
   }
   run_tiles<A>(plan, panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
-               [&](const Tile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
+               [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
                    int64_t end) {
                  k.backward({panel, t.indices, values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile),
                              dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors, begin, end});

@@ -60,8 +60,8 @@ Tiling backward_tiling(const ProductSize& s) {
   return {vectors, s.gathered};
 }
 
-std::vector<Tile> cut_tokens(int64_t tokens, int vectors, int lanes) {
-  std::vector<Tile> tiles;
+std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes) {
+  std::vector<TokenTile> tiles;
   for (int64_t begin = 0; begin < tokens;) {
     const int64_t count = std::min<int64_t>(tokens - begin, int64_t{vectors} * lanes);
     int wide = vectors;

@@ -10,7 +10,7 @@
 namespace sparsekern {
 
 // Tokens [begin, begin + count), `vectors` vectors wide.
-struct Tile {
+struct TokenTile {
   int64_t begin, count;
   int vectors;
 };
@@ -31,7 +31,7 @@ Tiling forward_tiling(const ProductSize& size);
 Tiling backward_tiling(const ProductSize& size);
 
 // Full tiles, and a last one only as wide as it must be.
-std::vector<Tile> cut_tokens(int64_t tokens, int vectors, int lanes);
+std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes);
 
 // The panels' edge ranges and visiting orders, in scratch slots kPointers and kOrder.
 std::vector<Panel> cut_panels(const int64_t* pointers, const int32_t* indices, int64_t outputs, int64_t gathered,

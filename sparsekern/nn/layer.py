@@ -194,6 +194,7 @@ class SparseLayer(nn.Module):
             self.col_indices.to(self.crow_indices.dtype).clone(),
             self.weight[self.permutation.long()],
             size=self.matrix_shape,
+            check_invariants=False,
         )
 
     def _take_dense(self, module: nn.Linear | nn.Conv2d) -> None:

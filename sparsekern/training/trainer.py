@@ -106,7 +106,7 @@ class Trainer:
         return torch.autocast(self.device.type, self.autocast_dtype)
 
     def grow(self) -> list[dict[str, Any]]:
-        return []
+        return self.growth.step() if self.growth is not None else []
 
     def finish_epoch(self) -> dict[str, Any]:
         """Tests the model and returns the epoch's row of metrics. Raises FloatingPointError if the loss diverged."""

@@ -1,0 +1,91 @@
+// How a tile of a batch lies in working memory.
+//
+// A plane holds the pixels of one channel (of one class of its positions, see geometry.h), rows `pitch` apart.
+// In a lane tile a pixel is a vector with one image in each lane. In a flat tile a pixel is one element, the images
+// follow one another, and vectors run over everything, gaps between rows and images included. A direct
+// tile is a flat one that needs no gaps (1x1 kernels): the tensors themselves serve as planes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "conv2d/geometry.h"
+#include "conv2d/kernels.h"
+
+namespace sparsekern {
+
+enum class TileKind { lane, flat, direct };
+
+struct Tile {
+  Span images;
+  Span rows;  // forward: output rows; backward: steps of the input
+};
+
+// Tiles whose planes have the same sizes, so that one list of edges serves them all.
+struct Batch {
+  TileKind kind;
+  int64_t images;  // the most in a tile
+  int64_t rows;    // the most in a tile
+  std::vector<Tile> tiles;
+};
+
+// A stretch of pixels of an image, `step` apart there, together in the plane.
+struct Run {
+  int64_t image;
+  int64_t pixel, step;
+  int64_t at;
+  int64_t length;
+};
+
+// What one tensor's planes hold. Positions count vectors in lane tiles, elements otherwise.
+struct Layout {
+  int64_t channel_size = 0;  // positions from a channel to the next
+  Span pixels{0, 0};         // the part of each image that this tile packs or unpacks
+  std::vector<Run> runs;     // in the order of `at`
+  std::vector<Span> gaps;    // positions that hold no pixel
+  std::vector<int32_t> place;  // lane tiles: position of each pixel, -1 if none
+
+  void add_run(const Run& run) {
+    if (run.length > 0) runs.push_back(run);
+  }
+  void finish(TileKind kind);
+};
+
+// Sizes of the planes of a batch and the layouts of its tiles. `lanes` of 1 element where a plane's unit is an element.
+struct Planes {
+  const Conv2dShape& shape;
+  TileKind kind;
+  int64_t lanes;       // of a vector
+  int64_t unit;        // elements in a position
+  int64_t pitch;       // positions from a row to the next
+  int64_t image_size;  // positions from an image to the next
+  int64_t class_size;  // of an input plane
+  int64_t margin;      // positions before a gradient plane's first pixel, zero: edges reach back into it
+  int64_t grad_size;   // of a gradient plane
+  int64_t out_size;    // of an output plane
+
+  static Planes forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes);
+  static Planes backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes);
+
+  // Elements that some block may read after the last plane.
+  int64_t slack() const { return (margin + lanes) * unit; }
+
+  Layout input(const Tile& tile, Span rows) const;
+  Layout grad(const Tile& tile) const;
+  Layout output(const Tile& tile) const;
+
+  std::vector<Block> forward_blocks(const Tile& tile, int most) const;
+  std::vector<Block> backward_blocks(const Tile& tile, int64_t cls, int most) const;
+
+ private:
+  std::vector<Block> flat_blocks(int64_t length, int most, bool overlap) const;
+  void add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch, int most) const;
+};
+
+// Sets how many elements a tile's planes should stay under, and returns what it was.
+int64_t exchange_tile_elements(int64_t elements);
+
+// Divides a batch of `images`, `row_elements` in a row of all planes of one image, over `extent` rows into tiles.
+std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct);
+
+}  // namespace sparsekern
