@@ -265,6 +265,23 @@ def test_activations_larger_than_a_weight_pass_and_other_large_tensors_do_not():
             torch.zeros(400, 5 * BATCH)
 
 
+def test_the_dense_shape_raises_however_small_the_layer_and_whatever_the_batch():
+    model = nn.ModuleDict({"large": SparseLinear(200, 300, density=0.05), "small": SparseLinear(20, 10, density=0.5)})
+    with forbid_dense(model, batch_sizes=(10,)):
+        torch.zeros(60)
+        for shape in [(20, 10), (10, 1, 20)]:
+            with pytest.raises(DenseTensorError, match="sparse layer 'small'"):
+                torch.zeros(shape)
+        with pytest.raises(DenseTensorError, match=r"has its dense size: sparse layer 'large'"):
+            torch.zeros(60_000)
+        torch.zeros(60_010)
+
+
+def test_memory_counts_not_the_part_of_it_that_shows():
+    with forbid_dense(mlp(), batch_sizes=(BATCH,)), pytest.raises(DenseTensorError, match=r"\(2, 2\) \(60,002 elem"):
+        torch.empty_strided((2, 2), (60_000, 1))
+
+
 def test_hooks_and_mode_are_gone_afterwards():
     model = mlp()
     with forbid_dense(model):
