@@ -2,6 +2,7 @@
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
+from sparsekern import testing
 from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
 from sparsekern.pattern import Pattern
@@ -19,4 +20,5 @@ __all__ = [
     "SparseLinear",
     "Static",
     "sparsify",
+    "testing",
 ]
