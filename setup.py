@@ -11,8 +11,13 @@ from setuptools import setup
 try:
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit("sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch).")
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+    sys.exit(
+        "sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch)."
+    )
+try:
+    from pybind11.setup_helpers import Pybind11Extension, build_ext
+except ImportError:
+    sys.exit("sparsekern is built with pybind11: install it first (pip install pybind11).")
 
 ROOT = Path(__file__).parent
 X86_FLAGS = {

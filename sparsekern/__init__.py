@@ -1,3 +1,24 @@
 """sparsekern: PyTorch layers that train always sparse."""
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
+
+from sparsekern import testing
+from sparsekern.growth import GSE, SET, RigL, Static
+from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
+from sparsekern.pattern import Pattern
+from sparsekern.sparsify import sparsify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GSE",
+    "SET",
+    "Pattern",
+    "RigL",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "Static",
+    "sparsify",
+    "testing",
+]

@@ -1,4 +1,4 @@
-"""How many nonzeros each layer gets: Erdos-Renyi (er), its kernel variant (erk) and uniform, exact in total."""
+"""How many nonzeros each layer gets: Erdos-Renyi (er), its kernel form (erk), uniform; exact in total."""
 
 from __future__ import annotations
 
@@ -73,10 +73,7 @@ def layer_nnz(shapes: Sequence[Shape], density: float, distribution: str = "erk"
         )
     shares = [DISTRIBUTIONS[distribution](shape) for shape in shapes]
     factor = _scale(shares, sizes, total)
-    exact = [
-        min(max(factor * share, Fraction(1)), Fraction(size))
-        for share, size in zip(shares, sizes, strict=True)
-    ]
+    exact = [min(max(factor * share, Fraction(1)), Fraction(size)) for share, size in zip(shares, sizes, strict=True)]
     return _round_to(exact, total)
 
 
@@ -87,7 +84,7 @@ def layer_densities(shapes: Sequence[Shape], density: float, distribution: str =
 
 
 def _scale(shares: Sequence[int], sizes: Sequence[int], total: int) -> Fraction:
-    """The factor s with sum(clip(s * share, 1, size)) == total, found along the breakpoints of this rising sum."""
+    """The factor s with sum(clip(s * share, 1, size)) == total, from the breakpoints of this rising sum."""
     breakpoints = []
     for share, size in zip(shares, sizes, strict=True):
         breakpoints.append((Fraction(1, share), -1, share))  # from here the layer's nonzeros grow with s ...

@@ -109,7 +109,7 @@ class Pattern:
         """
         shape = _checked_shape(shape)
         keys = _sorted_keys(shape, ("rows", rows), ("cols", cols))
-        return cls._from_keys(shape, keys).to(rows.device)
+        return cls.from_sorted_keys(shape, keys).to(rows.device)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pattern:
@@ -120,7 +120,7 @@ class Pattern:
             raise ValueError(f"mask must have 2 dimensions (rows, cols), got shape {tuple(mask.shape)}")
         shape = _checked_shape((mask.shape[0], mask.shape[1]))
         keys = mask.t().reshape(-1).nonzero().view(-1).cpu()
-        return cls._from_keys(shape, keys).to(mask.device)
+        return cls.from_sorted_keys(shape, keys).to(mask.device)
 
     @classmethod
     def random(cls, shape: tuple[int, int], nnz: int, generator: torch.Generator | None = None) -> Pattern:
@@ -134,7 +134,7 @@ class Pattern:
         seed = draw_seed(generator)
         keys = torch.empty(nnz, dtype=torch.int64, device="cpu")
         _C.distinct_below(seed, shape[0] * shape[1], nnz, keys.data_ptr())
-        return cls._from_keys(shape, keys)
+        return cls.from_sorted_keys(shape, keys)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], nnz: int, device: torch.device | str | None = "meta") -> Pattern:
@@ -147,8 +147,12 @@ class Pattern:
         return cls.from_buffers((rows, cols), *tensors)
 
     @classmethod
-    def _from_keys(cls, shape: tuple[int, int], keys: Tensor) -> Pattern:
-        """From sorted CPU keys ``col * rows + row``."""
+    def from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor) -> Pattern:
+        """From edges as ascending, distinct keys ``col * rows + row``: (nnz,) int64 on the CPU.
+
+        Raises:
+            ValueError: a key is there twice. The order and range of the keys are the caller's to guarantee.
+        """
         rows, cols = shape
         dtype = pointer_dtype(keys.numel())
         ccol = torch.empty(cols + 1, dtype=dtype, device="cpu")
@@ -213,9 +217,12 @@ class Pattern:
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """``(rows, cols)`` of the edges in stored order, each (nnz,) int64."""
-        columns = torch.arange(self.shape[1], device=self.device)
-        cols = torch.repeat_interleave(columns, self.fan_out(), output_size=self.nnz)
-        return self.row_indices.long(), cols
+        # An edge's column is the number of columns that end at it or before. (repeat_interleave would do, but
+        # wakes all of torch's threads however few the edges are.)
+        ends = self.ccol_indices[1:-1].long()
+        ended = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
+        ended.index_add_(0, ends, torch.ones_like(ends))
+        return self.row_indices.long(), ended[:-1].cumsum(0)
 
     def fan_in(self) -> Tensor:
         """(rows,) int64: number of edges of each row."""
@@ -251,11 +258,21 @@ class Pattern:
             and torch.equal(self.row_indices, other.row_indices.to(self.device))
         )
 
+    @torch.no_grad()
+    def copy_(self, other: Pattern) -> None:
+        """Writes another pattern's edges, of the same shape and number, into these tensors."""
+        if other.shape != self.shape or other.nnz != self.nnz:
+            raise ValueError(f"other is {other}; expected shape {self.shape} and nnz {self.nnz}")
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
+        if _known(_checked_patterns, other.tensors()):
+            _remember_all(self.tensors())
+
     def to_mask(self) -> Tensor:
         """The DENSE (rows, cols) bool mask of the edges: rows * cols bytes."""
-        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        mask[self.edges()] = True
-        return mask
+        rows, cols = self.edges()
+        flat = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.device)
+        return flat.index_fill_(0, rows * self.shape[1] + cols, True).view(self.shape)
 
     def replace_edges(self, pruned: Tensor, grown_rows: Tensor, grown_cols: Tensor) -> Tensor:
         """Takes edges out and puts as many others in, in place. O(rows + cols + nnz).
@@ -359,8 +376,8 @@ def check_csc(ccol_indices: Tensor, row_indices: Tensor, n_rows: int) -> None:
         _remember(_checked_pairs, tensors, n_rows)
 
 
-# What has been checked: by the identity of the last tensor, weak references to all with their versions. A tensor
-# written in place has another version, a copied or unpickled one another identity. Writing through
+# What has been checked: by the identity of the last tensor, weak references to all with their versions. A
+# tensor written in place has another version, a copied or unpickled one another identity. Writing through
 # `.data` changes neither: torch does not count it.
 _Entry = tuple[int, tuple[tuple["weakref.ref[Tensor]", int, int, int], ...]]
 _checked_patterns: dict[int, _Entry] = {}

@@ -24,9 +24,7 @@ TEST = dict(TRAIN, pytest="pytest", hypothesis="hypothesis", psutil="psutil", sc
 
 
 def missing_packages(modules):
-    names = sorted(
-        {package for module, package in modules.items() if importlib.util.find_spec(module) is None}
-    )
+    names = sorted({package for module, package in modules.items() if importlib.util.find_spec(module) is None})
     if not names:
         return []
     # Naming the torch that is there keeps pip from replacing it by another build.

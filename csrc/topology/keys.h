@@ -19,6 +19,7 @@ inline void sort_keys(uint64_t* keys, int64_t count, uint64_t bound) {
   constexpr int kMaxDigit = 11;  // 2048 counters and write streams stay in the first-level cache
   constexpr int kMaxPasses = 6;
   constexpr int64_t kSmall = 256;
+  if (std::is_sorted(keys, keys + count)) return;
   if (count <= kSmall) {
     std::sort(keys, keys + count);
     return;

@@ -17,6 +17,17 @@ from torch.autograd import Function
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], int]
 
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    """Calls a product inside a backward pass: under autograd only where its own derivative may be asked for.
+
+    torch.compile does not differentiate twice, and cannot trace a Function applied in another's backward.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return function.apply(*args)
+    return function.forward(*args)
+
+
 # Gradients of geometry and the five index tensors.
 _NO_GRADS = (None,) * 6
 
@@ -48,11 +59,11 @@ class Multiply(Function):
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
         dx = dw = dbias = None
         if need_x and need_w:
-            dx, dw = MultiplyBackward.apply(grad, x, w, geometry, *topology)
+            dx, dw = _apply(MultiplyBackward, grad, x, w, geometry, *topology)
         elif need_x:
-            dx = InputGrad.apply(grad, w, _input_size(x, geometry), geometry, *topology)
+            dx = _apply(InputGrad, grad, w, _input_size(x, geometry), geometry, *topology)
         elif need_w:
-            dw = WeightGrad.apply(grad, x, w.dtype, geometry, *topology)
+            dw = _apply(WeightGrad, grad, x, w.dtype, geometry, *topology)
         if need_bias:
             dbias = grad.sum(0 if geometry is None else (0, 2, 3), dtype=ctx.bias_dtype)
         return dx, dw, dbias, *_NO_GRADS
@@ -81,12 +92,12 @@ class MultiplyBackward(Function):
         geometry = ctx.geometry
         dgrad = dx = dw = None
         if ctx.needs_input_grad[0]:
-            dgrad = Multiply.apply(along_x, w, None, geometry, *topology)
-            dgrad = dgrad + Multiply.apply(x, along_w, None, geometry, *topology)
+            dgrad = _apply(Multiply, along_x, w, None, geometry, *topology)
+            dgrad = dgrad + _apply(Multiply, x, along_w, None, geometry, *topology)
         if ctx.needs_input_grad[1]:
-            dx = InputGrad.apply(grad, along_w, _input_size(x, geometry), geometry, *topology)
+            dx = _apply(InputGrad, grad, along_w, _input_size(x, geometry), geometry, *topology)
         if ctx.needs_input_grad[2]:
-            dw = WeightGrad.apply(grad, along_x, w.dtype, geometry, *topology)
+            dw = _apply(WeightGrad, grad, along_x, w.dtype, geometry, *topology)
         return dgrad, dx, dw, *_NO_GRADS
 
 
@@ -116,9 +127,9 @@ class InputGrad(Function):
         grad, w, *topology = ctx.saved_tensors
         dgrad = dw = None
         if ctx.needs_input_grad[0]:
-            dgrad = Multiply.apply(along, w, None, ctx.geometry, *topology)
+            dgrad = _apply(Multiply, along, w, None, ctx.geometry, *topology)
         if ctx.needs_input_grad[1]:
-            dw = WeightGrad.apply(grad, along, w.dtype, ctx.geometry, *topology)
+            dw = _apply(WeightGrad, grad, along, w.dtype, ctx.geometry, *topology)
         return dgrad, dw, None, *_NO_GRADS
 
 
@@ -144,7 +155,7 @@ class WeightGrad(Function):
         grad, x, *topology = ctx.saved_tensors
         dgrad = dx = None
         if ctx.needs_input_grad[0]:
-            dgrad = Multiply.apply(x, along, None, ctx.geometry, *topology)
+            dgrad = _apply(Multiply, x, along, None, ctx.geometry, *topology)
         if ctx.needs_input_grad[1]:
-            dx = InputGrad.apply(grad, along, _input_size(x, ctx.geometry), ctx.geometry, *topology)
+            dx = _apply(InputGrad, grad, along, _input_size(x, ctx.geometry), ctx.geometry, *topology)
         return dgrad, dx, None, *_NO_GRADS

@@ -33,8 +33,15 @@ for _name, _schema in SCHEMAS.items():
 
 
 def weight_grad_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of a weight gradient: as asked, else float64 for float64 activations and float32 for others."""
-    return dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32)
+    """The dtype of a weight gradient: as asked, else float64 for float64 activations and float32 for others.
+
+    Raises:
+        TypeError: if another dtype is asked for than the activations' or, of half ones, float32.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if dtype not in (None, wide, x.dtype):
+        raise TypeError(f"dtype is {dtype}; with input of dtype {x.dtype} expected {wide} or {x.dtype}")
+    return dtype or wide
 
 
 @torch.library.register_fake("sparsekern::linear", lib=LIBRARY)

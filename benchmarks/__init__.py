@@ -1,0 +1,1 @@
+"""Measurements against dense torch and other sparse libraries; run as `python -m benchmarks.NAME`."""

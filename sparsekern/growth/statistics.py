@@ -1,0 +1,103 @@
+"""What a batch says about each row and each column of a layer's weight, without its gradient.
+
+A weight gradient is a sum over batch rows of delta[row] * h[column]; for a convolution every output position
+of every image is a batch row. Each function returns (per column f, (groups, columns); per row g, (rows,)) in
+float32 (float64 for float64 activations). Nothing here unfolds a convolution's input.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsekern.nn.conv2d import SparseConv2d
+from sparsekern.nn.layer import SparseLayer
+from sparsekern.pattern import Pattern
+
+_CHUNK = 1 << 18  # elements whose absolute values are held at a time
+
+
+def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """f = sum of abs(h), g = sum of abs(delta), over the batch rows: GraBo (arXiv 2401.06898).
+
+    Args:
+        layer: the layer that x and grad come from.
+        x: its product's input, (..., in) or (N, C, H, W) or (C, H, W).
+        grad: the gradient of its output, in the same layout.
+    """
+    if not isinstance(layer, SparseConv2d):
+        x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        return _sum_abs(x, (0,)).unsqueeze(0), _sum_abs(grad, (0,))
+    x, grad = _batched(x), _batched(grad)
+    height, width = layer.product_padding
+    plane = F.pad(_sum_abs(x, (0,)), (width, width, height, height))
+    out_height, out_width = grad.shape[2:]
+    f = plane.new_empty(plane.shape[0], *layer.kernel_size)
+    for r in range(layer.kernel_size[0]):
+        for s in range(layer.kernel_size[1]):
+            top, left = r * layer.dilation[0], s * layer.dilation[1]
+            bottom = top + (out_height - 1) * layer.stride[0] + 1
+            right = left + (out_width - 1) * layer.stride[1] + 1
+            seen = plane[:, top : bottom : layer.stride[0], left : right : layer.stride[1]]
+            f[:, r, s] = seen.sum((1, 2))
+    return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3))
+
+
+def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both:
+    GraEst (arXiv 2401.06898, after the AMS sketch).
+
+    Args:
+        layer, x, grad: as for :func:`absolute_sums`.
+        generator: a CPU generator, of the signs.
+    """
+    dtype = _sum_dtype(x)
+    if not isinstance(layer, SparseConv2d):
+        x, grad = x.reshape(-1, x.shape[-1]).to(dtype), grad.reshape(-1, grad.shape[-1]).to(dtype)
+        signs = _signs(x.shape[:1], generator, x)
+        return torch.mv(x.t(), signs).abs().unsqueeze(0), torch.mv(grad.t(), signs).abs()
+    x, grad = _batched(x), _batched(grad)
+    signs = _signs((grad.shape[0], 1, *grad.shape[2:]), generator, x)
+    # A weight gradient with one output channel, whose delta is the signs.
+    columns = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
+    every = Pattern.from_csc(
+        (1, columns), torch.arange(columns + 1, dtype=torch.int32), torch.zeros(columns, dtype=torch.int32)
+    ).to(x.device)
+    f = torch.ops.sparsekern.conv2d_weight_grad(
+        signs,
+        x,
+        every.ccol_indices,
+        every.row_indices,
+        layer.kernel_size,
+        layer.stride,
+        layer.product_padding,
+        layer.dilation,
+        1,
+    )
+    per_image = torch.bmm(grad.flatten(2).to(dtype), signs.flatten(1).to(dtype).unsqueeze(2))
+    return f.abs().view(layer.groups, -1), per_image.sum((0, 2)).abs()
+
+
+def _sum_abs(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Sum of abs(x) over ``dims``, the first among them, a few items at a time: abs(x) is as large as x."""
+    items = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
+    dtype = _sum_dtype(x)
+    parts = x.split(items)
+    total = parts[0].abs().sum(dims, dtype=dtype)
+    for part in parts[1:]:
+        total += part.abs().sum(dims, dtype=dtype)
+    return total
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _batched(x: Tensor) -> Tensor:
+    return x if x.dim() == 4 else x.unsqueeze(0)
+
+
+def _signs(size: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    signs = torch.randint(2, size, generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
+    return signs.to(device=like.device, dtype=like.dtype)
