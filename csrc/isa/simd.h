@@ -220,6 +220,52 @@ SK_INLINE Vec<A> sum_each(Vec<A>* r) {
   }
 }
 
+// Lanes [0, count) from and to memory, not touching what lies after them. 0 < count < kLanes<A>.
+#if defined(__AVX512F__)
+SK_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+}
+SK_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+}
+SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
+}
+SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+}
+#elif defined(__AVX2__)
+SK_INLINE __m256i first_of_8(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SK_INLINE __m256i first_of_4(int64_t count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+SK_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_of_8(count));
+}
+SK_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_of_4(count));
+}
+SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm256_maskstore_ps(p, first_of_8(count), (__m256)v);
+}
+SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  _mm256_maskstore_pd(p, first_of_4(count), (__m256d)v);
+}
+#else
+template <class A>
+SK_INLINE Vec<A> load_first(const A* p, int64_t count) {
+  Vec<A> v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+template <class A>
+SK_INLINE void store_first(A* p, Vec<A> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+#endif
+
 // kLanes<A> elements of type T from memory (any alignment), widened.
 template <class A, class T>
 SK_INLINE Vec<A> load_widened(const T* p) {
@@ -235,6 +281,8 @@ SK_INLINE Vec<A> load_widened(const T* p) {
 template <class A, class T>
 SK_INLINE Vec<A> load_widened(const T* p, int64_t count) {
   if (count >= kLanes<A>) return load_widened<A>(p);
+  if (count <= 0) return Vec<A>{};
+  if constexpr (sizeof(T) == sizeof(A)) return load_first(reinterpret_cast<const A*>(p), count);
   alignas(SK_VECTOR_BYTES) A lanes[kLanes<A>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = widen(p[i]);
   return load<A>(lanes);
@@ -255,6 +303,8 @@ SK_INLINE void store_narrowed(T* p, Vec<A> v) {
 template <class A, class T>
 SK_INLINE void store_narrowed(T* p, Vec<A> v, int64_t count) {
   if (count >= kLanes<A>) return store_narrowed<A>(p, v);
+  if (count <= 0) return;
+  if constexpr (sizeof(T) == sizeof(A)) return store_first(reinterpret_cast<A*>(p), v, count);
   alignas(SK_VECTOR_BYTES) A lanes[kLanes<A>];
   store<A>(lanes, v);
   for (int64_t i = 0; i < count; ++i) narrow(lanes[i], p + i);
