@@ -390,9 +390,10 @@ def test_a_shared_layer_is_one_layer_whose_uses_add_up():
 # -- steps that are not steps
 
 
-def test_a_step_skipped_by_a_scaler_is_not_a_step():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_skipped_by_a_scaler_is_not_a_step(fused):
     model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     growth = GSE(model, optimizer, interval=2, end=100)
     before = patterns(model)
@@ -415,6 +416,26 @@ def test_a_step_skipped_by_a_scaler_is_not_a_step():
     assert all(update.replaced > 0 for update in step(batch(model)))
     assert growth.steps == 2
     assert not unchanged(model, before)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "grabo", "graest"])
+def test_updates_under_autocast(sampler):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        SparseConv2d(3, 8, 3, padding=1, density=0.2),
+        nn.ReLU(),
+        SparseConv2d(8, 6, 3, stride=2, groups=2, density=0.3),
+        nn.Flatten(),
+        SparseLinear(54, 12, density=0.2),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    growth = GSE(model, optimizer, sampler, interval=1, end=100)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(4, 3, 8, 8)).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        assert all(update.replaced == update.asked > 0 for update in growth.step())
 
 
 def test_steps_of_an_optimizer_without_hooks_are_counted_by_calls():
