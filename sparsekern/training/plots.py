@@ -86,7 +86,11 @@ def draw_density(axes: Axes, layers: list[dict[str, Any]], summary: dict[str, An
         text = f"{layer['nnz']:,} / {layer['weights']:,}"
         axes.text(1.02, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=TEXT)
     axes.set(xlabel="density [%]", title=summary["label"])
-    finish(axes, grid="x", legend={"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / axes.figure.get_figheight()), "ncols": 2})
+    finish(
+        axes,
+        grid="x",
+        legend={"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / axes.figure.get_figheight()), "ncols": 2},
+    )
 
 
 def draw_replaced(axes: Axes, updates: list[dict[str, str]], summary: dict[str, Any]) -> None:
