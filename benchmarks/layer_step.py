@@ -8,7 +8,7 @@ one that differs is reported and left out. Peers are optional:
     pip install --no-build-isolation torch==<yours> sparseprop
     pip install torch==<yours> sparselab
 
-Writes benchmarks/results/layer_step_<threads>_threads.json.
+Writes benchmarks/results/layer_step_<threads>_threads.json, and the same as a page (.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.sparse.check_sparse_tensor_invariants.disable()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-    report = {
+    report: dict[str, Any] = {
         "benchmark": "layer_step",
         "machine": machine.describe(),
         "threads": options.threads,
@@ -61,7 +61,8 @@ def main() -> None:
     path = options.output or RESULTS / f"layer_step_{options.threads}_threads.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {path}")
+    path.with_suffix(".md").write_text(_page(report))
+    print(f"written to {path} and {path.with_suffix('.md').name}")
 
 
 def _linear() -> tuple[str, nn.Module, Callable[[], Tensor]]:
@@ -79,7 +80,7 @@ def _conv() -> tuple[str, nn.Module, Callable[[], Tensor]]:
 
 def _measure(
     name: str, dense: nn.Module, sample: Callable[[], Tensor], densities: list[float], rounds: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Every candidate at every density, timed in the same rounds as dense."""
     import torch
 
@@ -163,21 +164,43 @@ def _error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def _table(result: dict) -> str:
-    """Medians in ms: a row per density, a column per library, and how often faster than dense."""
+def _table(result: dict[str, Any]) -> str:
+    """Markdown: medians in ms, a row per density and a column per library, and how often faster than dense."""
     rows = result["results"]
     dense = {row["candidate"]: row["ms"]["median"] for row in rows if row["density"] == 1.0}
-    best = min(dense.values())
+    default, best = next(iter(dense.values())), min(dense.values())
     names = list(dict.fromkeys(row["candidate"] for row in rows if row["density"] < 1.0))
-    lines = [
-        result["layer"] + ": dense " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in dense.items()),
-        f"{'density':>8}" + "".join(f"{name:>14}" for name in names) + f"{'best dense / sparsekern':>26}",
-    ]
+    header = ["density", *names, "best dense / sparsekern", "default dense / sparsekern"]
+    cells = [header, ["---:"] * len(header)]
     for density in dict.fromkeys(row["density"] for row in rows if row["density"] < 1.0):
         ms = {row["candidate"]: row["ms"]["median"] for row in rows if row["density"] == density}
-        cells = "".join(f"{ms[name]:>14.2f}" if name in ms else f"{'-':>14}" for name in names)
-        lines.append(f"{density:>8g}{cells}{best / ms['sparsekern']:>26.2f}")
-    return "\n".join(lines + [f"  {note}" for note in result["notes"]])
+        ratios = [f"{time / ms['sparsekern']:.2f}" if "sparsekern" in ms else "-" for time in (best, default)]
+        cells.append([f"{density:g}", *(f"{ms[name]:.2f}" if name in ms else "-" for name in names), *ratios])
+    lines = [
+        f"### {result['layer']}",
+        "",
+        "Dense, ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in dense.items()) + " (the first is the default).",
+        "",
+        *("| " + " | ".join(row) + " |" for row in cells),
+        *(f"\n{note}." for note in result["notes"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _page(report: dict[str, Any]) -> str:
+    where = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return "\n".join(
+        [
+            "## One layer's training step",
+            "",
+            f"Forward, input and weight gradient, float32, {report['threads']} thread(s) of {where['processor']} "
+            f"({where['torch_capability']}); medians in ms of {report['rounds']} interleaved rounds on fresh inputs; "
+            f"commit {where['commit']}; {versions}.",
+            "",
+            *map(_table, report["layers"]),
+        ]
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -187,7 +210,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES, help="shares of nonzero weights")
     parser.add_argument("--layer", choices=("linear", "conv", ""), default="", help="one layer only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file (default benchmarks/results/layer_step_...json)")
+    parser.add_argument("--output", type=Path, help="the .json file")
     return parser.parse_args()
 
 

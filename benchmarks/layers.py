@@ -74,7 +74,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         product = torch.ops.mkldnn._linear_pointwise
         dx = product(grad, weight.t(), None, "none", [], "")
@@ -99,7 +99,7 @@ def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
             return (torch.sparse_csr_tensor(crow, col, values, mask.shape) @ x.t()).t()
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
             x, values = ctx.saved_tensors
             transposed = torch.sparse_csr_tensor(crow_t, col_t, values[permutation], mask.shape[::-1])
             dw = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0)
@@ -112,26 +112,31 @@ def _compressed(index: Tensor, size: int) -> Tensor:
     return F.pad(index.bincount(minlength=size).cumsum(0), (1, 0)).int()
 
 
-def sparseprop_layer(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> Candidate:
+def sparseprop_layers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> list[Candidate]:
+    """SparseProp's layer; its convolution in both of its ways, lanes over images and lanes over a row's pixels."""
     from sparseprop import modules
 
     twin = nn.utils.skip_init(type(dense), *_arguments(dense))
     with torch.no_grad():
         twin.weight.copy_(dense.weight * mask)
         twin.bias.copy_(dense.bias)
-    layer = (modules.SparseLinear if isinstance(dense, nn.Linear) else modules.SparseConv2d).from_dense(twin)
-    numbered = torch.arange(1, int(mask.sum()) + 1, dtype=torch.float32)
-    assert numbered.numel() < 2**24  # float32 holds these exactly
-    order = _sparseprop_order(layer, dense, mask, numbered)
-    return Candidate("SparseProp", layer, [layer.W_val, layer.bias], lambda: layer.W_val.grad[order])
+    if isinstance(dense, nn.Linear):
+        layers = {"SparseProp": modules.SparseLinear.from_dense(twin)}
+    else:
+        layers = {
+            "SparseProp (images)": modules.SparseConv2d.from_dense(twin),
+            "SparseProp (pixels)": modules.SparseConv2d.from_dense(twin, vectorizing_over_on=True),
+        }
+    return [_sparseprop_candidate(name, layer, mask) for name, layer in layers.items()]
 
 
-def _sparseprop_order(layer: Any, dense: nn.Linear | nn.Conv2d, mask: Tensor, numbered: Tensor) -> Tensor:
-    """Where SparseProp keeps each edge: its own conversion of a weight that holds the edges' numbers."""
-    weight = torch.zeros(mask.shape)
-    weight[mask] = numbered
-    values = type(layer)(weight).W_val.detach()
-    return torch.argsort(values)
+def _sparseprop_candidate(name: str, layer: Any, mask: Tensor) -> Candidate:
+    # Where it keeps each edge: its own conversion of a weight that holds the edges' numbers.
+    numbered = torch.zeros(mask.shape)
+    numbered[mask] = torch.arange(1.0, int(mask.sum()) + 1)
+    assert numbered.max() < 2**24  # up to here float32 holds whole numbers
+    order = torch.argsort(type(layer)(numbered).W_val.detach())
+    return Candidate(name, layer, [layer.W_val, layer.bias], lambda: layer.W_val.grad[order])
 
 
 def sparselab_layer(dense: nn.Linear, mask: Tensor) -> Candidate:
@@ -151,18 +156,17 @@ def sparselab_layer(dense: nn.Linear, mask: Tensor) -> Candidate:
 
 def peers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> tuple[list[Candidate], list[str]]:
     """The other sparse libraries that have this layer, and a line for each that is not installed."""
+    makers: dict[str, Callable[[Any, Tensor], list[Candidate]]] = {"sparseprop": sparseprop_layers}
     found: list[Candidate] = []
     skipped: list[str] = []
     if isinstance(dense, nn.Linear):
         found.append(torch_csr(dense, mask))
-    makers = {"sparseprop": sparseprop_layer}
-    if isinstance(dense, nn.Linear):
-        makers["sparselab"] = sparselab_layer
+        makers["sparselab"] = lambda dense, mask: [sparselab_layer(dense, mask)]
     for package, make in makers.items():
         if importlib.util.find_spec(package) is None:
             skipped.append(f"{package} is not installed: skipped")
         else:
-            found.append(make(dense, mask))
+            found += make(dense, mask)
     return found, skipped
 
 

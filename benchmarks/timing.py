@@ -23,8 +23,10 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(1e3 * middle, 1e3 * lower, 1e3 * upper, len(seconds))
+        lower, middle, upper = (
+            round(1e3 * value, 4) for value in statistics.quantiles(seconds, n=4, method="inclusive")
+        )
+        return cls(middle, lower, upper, len(seconds))
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -23,7 +23,7 @@ class Scratch {
     Block& block = blocks_[slot];
     const size_t bytes = count * sizeof(T);
     // A block far too large for today's request is given back, so that one huge layer does not hold memory forever.
-    if (bytes > block.bytes || block.bytes > kKeepFactor * bytes + kPage) block = Block(bytes);
+    if (bytes > block.bytes || block.bytes > kKeepFactor * (bytes + kHugePage)) block = Block(bytes);
     return static_cast<T*>(block.data.get());
   }
 
@@ -34,7 +34,8 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kPage = size_t{2} << 20;
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  static constexpr size_t kPage = 4096;
   static constexpr size_t kKeepFactor = 64;
 
   struct Free {
@@ -42,11 +43,13 @@ class Scratch {
   };
   struct Block {
     Block() = default;
-    explicit Block(size_t wanted) : bytes((wanted + kPage - 1) / kPage * kPage + kPage) {
-      data.reset(std::aligned_alloc(kPage, bytes));
+    explicit Block(size_t wanted) {
+      const size_t page = wanted < kHugePage ? kPage : kHugePage;
+      bytes = (wanted / page + 1) * page;
+      data.reset(std::aligned_alloc(page, bytes));
       if (!data) throw std::bad_alloc();
 #ifdef __linux__
-      madvise(data.get(), bytes, MADV_HUGEPAGE);
+      if (page == kHugePage) madvise(data.get(), bytes, MADV_HUGEPAGE);
 #endif
     }
     std::unique_ptr<void, Free> data;

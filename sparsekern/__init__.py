@@ -2,9 +2,23 @@
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
+from sparsekern import testing
+from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
 from sparsekern.pattern import Pattern
+from sparsekern.sparsify import sparsify
 
 __version__ = "0.1.0"
 
-__all__ = ["Pattern", "SparseConv2d", "SparseLayer", "SparseLinear"]
+__all__ = [
+    "GSE",
+    "SET",
+    "Pattern",
+    "RigL",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "Static",
+    "sparsify",
+    "testing",
+]

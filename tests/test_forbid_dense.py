@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.sparsify import sparsify
 from sparsekern.testing import DenseTensorError, forbid_dense
@@ -52,24 +53,66 @@ OPTIMIZERS = {
 }
 
 
+def step(model, optimizer, growth, shape):
+    output = model(torch.randn(BATCH, *shape))
+    loss = F.cross_entropy(output.flatten(0, -2), torch.zeros(output.shape[:-1].numel(), dtype=torch.long))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    growth.step()
+
+
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 @pytest.mark.parametrize(("make", "shape"), MODELS)
 def test_a_sparse_training_step_passes(make, shape, optimizer_name, tmp_path):
     model = make()
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
+    growth = Static(model, optimizer)
     with forbid_dense(model):
         for _ in range(2):
-            output = model(torch.randn(BATCH, *shape))
-            loss = F.cross_entropy(output.flatten(0, -2), torch.zeros(output.shape[:-1].numel(), dtype=torch.long))
-            optimizer.zero_grad()
-            loss.backward()
+            step(model, optimizer, growth, shape)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
         torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
         states = torch.load(tmp_path / "state.pt")
         model.load_state_dict(states[0])
         optimizer.load_state_dict(states[1])
         copy.deepcopy(model).eval()(torch.randn(BATCH, *shape))
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "grabo", "graest"])
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+def test_a_gse_update_passes(make, shape, sampler):
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters())
+    growth = GSE(model, optimizer, sampler, interval=2, end=100)
+    before = [layer.row_indices.clone() for layer in model.modules() if hasattr(layer, "row_indices")]
+    with forbid_dense(model):
+        for _ in range(3):
+            step(model, optimizer, growth, shape)
+        growth.load_state_dict(growth.state_dict())
+    after = [layer.row_indices for layer in model.modules() if hasattr(layer, "row_indices")]
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+def test_a_set_update_passes(make, shape):
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters())
+    growth = SET(model, optimizer, interval=2, end=100)
+    with forbid_dense(model):
+        for _ in range(3):
+            step(model, optimizer, growth, shape)
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS)
+def test_rigl_s_dense_gradient_raises(make, shape):
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters())
+    growth = RigL(model, optimizer, interval=2, end=100)
+    with forbid_dense(model):
+        step(model, optimizer, growth, shape)
+        with pytest.raises(DenseTensorError):
+            step(model, optimizer, growth, shape)
 
 
 def to_dense(model):
@@ -102,6 +145,7 @@ def an_optimizer_like_step(model):
         ).to_dense().mul_(0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize(
     "action",
     [
@@ -189,6 +233,7 @@ def test_what_a_custom_operator_makes_inside_is_seen():
         row_sums(model[0].weight.detach())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_views_and_meta_tensors_and_sparse_tensors_pass():
     model = mlp()
     bias = model[0].bias.detach()
@@ -218,6 +263,23 @@ def test_activations_larger_than_a_weight_pass_and_other_large_tensors_do_not():
         torch.zeros(400, 41, 5)
         with pytest.raises(DenseTensorError, match=r"batch sizes seen: \[41\]"):
             torch.zeros(400, 5 * BATCH)
+
+
+def test_the_dense_shape_raises_however_small_the_layer_and_whatever_the_batch():
+    model = nn.ModuleDict({"large": SparseLinear(200, 300, density=0.05), "small": SparseLinear(20, 10, density=0.5)})
+    with forbid_dense(model, batch_sizes=(10,)):
+        torch.zeros(60)
+        for shape in [(20, 10), (10, 1, 20)]:
+            with pytest.raises(DenseTensorError, match="sparse layer 'small'"):
+                torch.zeros(shape)
+        with pytest.raises(DenseTensorError, match=r"has its dense size: sparse layer 'large'"):
+            torch.zeros(60_000)
+        torch.zeros(60_010)
+
+
+def test_memory_counts_not_the_part_of_it_that_shows():
+    with forbid_dense(mlp(), batch_sizes=(BATCH,)), pytest.raises(DenseTensorError, match=r"\(2, 2\) \(60,002 elem"):
+        torch.empty_strided((2, 2), (60_000, 1))
 
 
 def test_hooks_and_mode_are_gone_afterwards():

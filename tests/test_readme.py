@@ -47,7 +47,7 @@ def test_sparsekern_commands_run(tmp_path):
     commands = [shlex.split(line) for line in COMMANDS if line.startswith("sparsekern ")]
     assert len(commands) >= 3
     for words in commands:
-        # A first epoch and one smaller network in place of the whole run; a run to resume exists from the first command.
+        # One epoch of a small network in place of the whole run; the one to resume is the first command's.
         small = [] if "--resume" in words else ["--epochs", "1", "--no-plots", *small_network(words)]
         run([sys.executable, "-m", "sparsekern", *words[1:], *small], tmp_path)
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "isa/isa.h"
@@ -15,7 +16,11 @@ namespace {
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
 
-enum Slot : size_t { kPointers, kCuts, kOrder, kValues, kBias, kTile, kSums, kParts };
+// A product with this many tiles goes over packed edges; with panels, whose edges lie apart, it pays sooner.
+constexpr int64_t kPackTiles = 4;
+constexpr int64_t kPackPanelTiles = 2;
+
+enum Slot : size_t { kPointers, kCuts, kOrder, kValues, kBias, kTile, kSums, kParts, kPlaces, kPackedIndices, kPackedValues };
 
 template <class A>
 const LinearKernels<A>& kernels();
@@ -114,6 +119,31 @@ void run_tiles(const Plan<A>& plan, const std::vector<Panel>& panels, const Acti
   }
 }
 
+// The edges as a product is to visit them: where they are stored, or packed where it goes over them often.
+template <class A>
+struct Edges {
+  Edges(const std::vector<Panel>& stored, const Topology& t, int64_t outputs, const A* stored_values,
+        int64_t tile_count, Scratch& scratch)
+      : panels(stored), indices(t.indices), values(stored_values) {
+    if (tile_count < (stored.size() > 1 ? kPackPanelTiles : kPackTiles)) return;
+    order.emplace(stored, outputs, scratch, kPlaces);
+    panels = order->packed();
+    int32_t* packed_indices = scratch.get<int32_t>(kPackedIndices, at_least_one(t.nnz));
+    order->pack(t.indices, packed_indices);
+    indices = packed_indices;
+    if (values) {
+      A* packed_values = scratch.get<A>(kPackedValues, at_least_one(t.nnz));
+      order->pack(stored_values, packed_values);
+      values = packed_values;
+    }
+  }
+
+  std::vector<Panel> panels;
+  const int32_t* indices;
+  const A* values;
+  std::optional<VisitOrder> order;  // where packed
+};
+
 template <class A>
 void forward(const Topology& t, int64_t tokens, const Activations& x, const Values& w, const Values& bias,
              const Activations& y) {
@@ -131,12 +161,13 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   const std::vector<Panel> panels =
       cut_panels(crow, t.indices, t.rows, t.columns, tiling.panel, scratch, kCuts, kOrder);
   const Plan<A> plan(tiling, tokens, t.columns, t.rows, panels.size());
+  const Edges<A> edges(panels, t, t.rows, values, plan.tile_count(), scratch);
   const int64_t threads = num_threads();
   const bool by_tokens = threads == 1 || plan.tile_count() >= 2 * threads;
-  run_tiles<A>(plan, panels, x, t.columns, crow, t.rows, by_tokens, scratch,
+  run_tiles<A>(plan, edges.panels, x, t.columns, crow, t.rows, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
                    int64_t end) {
-                 k.forward({panel, t.indices, values, wide_bias, x_tile, sums, tokens_of(y, tile), tile.vectors,
+                 k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums, tokens_of(y, tile), tile.vectors,
                             begin, end});
                });
 }
@@ -153,6 +184,7 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   const std::vector<Panel> panels =
       cut_panels(ccol, t.indices, t.columns, t.rows, tiling.panel, scratch, kCuts, kOrder);
   const Plan<A> plan(tiling, tokens, t.rows, t.columns, panels.size());
+  const Edges<A> edges(panels, t, t.columns, values, plan.tile_count(), scratch);
   const int64_t threads = num_threads();
   // Threads that share out tokens each need their own dw: no more memory for that than the activations take.
   const bool by_tokens = threads == 1 || (plan.tile_count() >= 2 * threads &&
@@ -160,21 +192,33 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   const int64_t parts = by_tokens && dw.data ? threads : 1;
   A* dw_sums = nullptr;
   if (dw.data) {
-    const bool in_place = parts == 1 && size_of(dw.dtype) == sizeof(A);
+    const bool in_place = parts == 1 && size_of(dw.dtype) == sizeof(A) && !edges.order;
     dw_sums = in_place ? static_cast<A*>(dw.data) : scratch.get<A>(kParts, at_least_one(t.nnz * parts));
     parallel_ranges(t.nnz * parts, kValueGrain,
                     [&](int64_t begin, int64_t end) { std::fill(dw_sums + begin, dw_sums + end, A{0}); });
   }
-  run_tiles<A>(plan, panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
+  run_tiles<A>(plan, edges.panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
                    int64_t end) {
-                 k.backward({panel, t.indices, values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile),
+                 k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile),
                              dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors, begin, end});
                });
-  if (dw.data && dw_sums != dw.data) {
+  if (!dw.data || dw_sums == dw.data) return;
+  const auto sum_parts = [&](DType dtype, void* out) {
     parallel_ranges(t.nnz, kValueGrain, [&](int64_t begin, int64_t end) {
-      k.sum_parts(dw_sums, t.nnz, parts, begin, end, dw.dtype, dw.data);
+      k.sum_parts(dw_sums, t.nnz, parts, begin, end, dtype, out);
     });
+  };
+  if (!edges.order) return sum_parts(dw.dtype, dw.data);
+  // The sums of all parts gather in the first, which is then unpacked.
+  constexpr DType kWide = sizeof(A) == 8 ? DType::f64 : DType::f32;
+  if (parts > 1) sum_parts(kWide, dw_sums);
+  if (size_of(dw.dtype) == sizeof(A)) {
+    edges.order->unpack(dw_sums, static_cast<A*>(dw.data));
+  } else {
+    A* stored = scratch.get<A>(kPackedValues, at_least_one(t.nnz));
+    edges.order->unpack(dw_sums, stored);
+    k.sum_parts(stored, t.nnz, 1, 0, t.nnz, dw.dtype, dw.data);
   }
 }
 

@@ -102,6 +102,25 @@ std::vector<Panel> cut_panels(const int64_t* pointers, const int32_t* indices, i
   return panels;
 }
 
+VisitOrder::VisitOrder(const std::vector<Panel>& panels, int64_t outputs, Scratch& scratch, size_t slot)
+    : stored_(panels), packed_(panels), outputs_(outputs) {
+  const int64_t count = static_cast<int64_t>(panels.size());
+  int64_t* places = scratch.get<int64_t>(slot, 2 * count * outputs + 1);
+  int64_t place = 0;
+  for (int64_t p = 0; p < count; ++p) {
+    int64_t* begin = places + 2 * p * outputs;
+    int64_t* end = begin + outputs;
+    for (int64_t i = 0; i < outputs; ++i) {
+      const int64_t output = i / kLinearBlock * kLinearBlock + panels[p].order[i];
+      begin[output] = place;
+      place += panels[p].end[output] - panels[p].begin[output];
+      end[output] = place;
+    }
+    packed_[p].begin = begin;
+    packed_[p].end = end;
+  }
+}
+
 int64_t balanced_begin(const int64_t* pointers, int64_t outputs, int64_t part, int64_t parts) {
   if (part <= 0) return 0;
   if (part >= parts) return outputs;
