@@ -84,7 +84,7 @@ def train(run: Run, runs: Path) -> dict[str, Any]:
 
 
 def collect(runs: Path, processes: int) -> dict[str, Any]:
-    """Every run's accuracy, sizes and time, with what they depend on."""
+    """Every run's accuracy and sizes, with what they depend on."""
     jobs = all_runs()
     with ThreadPoolExecutor(processes) as pool:
         summaries = list(track(pool.map(lambda run: train(run, runs), jobs), "training", total=len(jobs)))
@@ -101,7 +101,7 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
                 "method": run.method,
                 "density": run.density,
                 "seed": run.seed,
-                **{key: summary[key] for key in ("test_accuracy", "nnz", "dense_weights", "seconds_per_step", "steps")},
+                **{key: summary[key] for key in ("test_accuracy", "nnz", "dense_weights", "steps")},
             }
             for run, summary in zip(jobs, summaries, strict=True)
         ],

@@ -337,7 +337,6 @@ def test_config_survives_json():
         (lambda: OptimizerConfig(schedule="step"), "schedule must be one of cosine, multistep, constant"),
         (lambda: RunConfig(dtype="int8"), "dtype must be one of .*got 'int8'"),
         (lambda: RunConfig(threads=0), "threads must be from 1"),
-        (lambda: make_config(sparsity={"dense": True}, run={"twin": True}), "this run is dense itself"),
         (lambda: TrainConfig.from_dict({"data": {"name": "digits", "colour": 1}}), r"unknown option data\.colour"),
         (lambda: TrainConfig.from_dict({"date": {}}), "unknown section 'date'"),
     ],
