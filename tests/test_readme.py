@@ -18,7 +18,7 @@ INLINE = re.findall(r"`((?:make|python -m|pip|sparsekern) [^`]+)`", TEXT.replace
 
 
 def run(command, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout}\n{result.stderr}"
     return result.stdout
