@@ -217,9 +217,12 @@ class Pattern:
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """``(rows, cols)`` of the edges in stored order, each (nnz,) int64."""
-        columns = torch.arange(self.shape[1], device=self.device)
-        cols = torch.repeat_interleave(columns, self.fan_out(), output_size=self.nnz)
-        return self.row_indices.long(), cols
+        # An edge's column is the number of columns that end at it or before. (repeat_interleave would do, but
+        # wakes all of torch's threads however few the edges are.)
+        ends = self.ccol_indices[1:-1].long()
+        ended = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
+        ended.index_add_(0, ends, torch.ones_like(ends))
+        return self.row_indices.long(), ended[:-1].cumsum(0)
 
     def fan_in(self) -> Tensor:
         """(rows,) int64: number of edges of each row."""
@@ -267,9 +270,9 @@ class Pattern:
 
     def to_mask(self) -> Tensor:
         """The DENSE (rows, cols) bool mask of the edges: rows * cols bytes."""
-        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        mask[self.edges()] = True
-        return mask
+        rows, cols = self.edges()
+        flat = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.device)
+        return flat.index_fill_(0, rows * self.shape[1] + cols, True).view(self.shape)
 
     def replace_edges(self, pruned: Tensor, grown_rows: Tensor, grown_cols: Tensor) -> Tensor:
         """Takes edges out and puts as many others in, in place. O(rows + cols + nnz).

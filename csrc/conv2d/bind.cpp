@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "conv2d/conv2d.h"
-#include "conv2d/layout.h"
 
 namespace sparsekern {
 namespace {
@@ -30,21 +29,23 @@ void bind_conv2d(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
   m.def(
       "conv2d_forward",
-      [](const Shape& shape, Tensor x, Tensor values, Tensor bias, Index crow, uintptr_t col, Index permutation, Tensor y) {
-        conv2d_forward(shape_from(shape), tensor(x), tensor(values), tensor(bias), index(crow),
+      [](const Shape& shape, int64_t edges, Tensor x, Tensor values, Tensor bias, Index crow, uintptr_t col, Index permutation, Tensor y) {
+        conv2d_forward(shape_from(shape), edges, tensor(x), tensor(values), tensor(bias), index(crow),
                        reinterpret_cast<const int32_t*>(col), index(permutation), tensor(y));
       },
       unlocked);
   m.def(
       "conv2d_backward",
-      [](const Shape& shape, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row, Tensor x_grad,
+      [](const Shape& shape, int64_t edges, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row, Tensor x_grad,
          Tensor values_grad) {
-        conv2d_backward(shape_from(shape), tensor(grad), tensor(x), tensor(values), index(ccol),
+        conv2d_backward(shape_from(shape), edges, tensor(grad), tensor(x), tensor(values), index(ccol),
                         reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
       },
       unlocked);
-  m.def("conv2d_exchange_tile_elements", exchange_tile_elements,
-        "Sets the elements of working memory that a thread's tile should stay under; returns the old value.");
+  m.def("conv2d_exchange_limits", [](std::pair<int64_t, int64_t> limits) {
+    const Conv2dLimits old = exchange_conv2d_limits({limits.first, limits.second});
+    return std::make_pair(old.tile_elements, old.thread_work);
+  });
 }
 
 }  // namespace sparsekern

@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "conv2d/kernels.h"
 #include "conv2d/layout.h"
@@ -22,24 +23,38 @@ const Conv2dKernels<A>& kernels_of(const IsaKernels& isa) {
 
 // Slots of the calling thread's scratch.
 enum Slot : size_t {
-  kPointers, kWeights, kEdges, kStarts, kChannels, kCounts, kBias, kInputPlanes, kGradPlanes, kOutPlanes, kPartials,
+  kPointers, kWeights, kEdges, kStarts, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes, kPartials,
 };
+
+Conv2dLimits limits;
 
 // A result larger than this is written past the caches: it would not stay in them until it is read.
 constexpr int64_t kStreamElements = 1 << 19;
 
 // What a row costs besides its edges, in edges.
 constexpr int64_t kRowCost = 4;
+// What moving an element of an activation costs, in multiply-adds.
+constexpr int64_t kElementCost = 4;
 
 // Every call's view of its tensors, memory and threads.
 template <class A>
 struct Call {
   const Conv2dShape& shape;
+  const int64_t edge_count;
   const Conv2dKernels<A>& kernels = kernels_of<A>(active_isa());
   Scratch& scratch = Scratch::of_this_thread();
-  int64_t threads = num_threads();
+  const Conv2dLimits limit = limits;
+  int64_t threads;
 
-  explicit Call(const Conv2dShape& shape) : shape(shape) {}
+  Call(const Conv2dShape& shape, int64_t edges) : shape(shape), edge_count(edges) {
+    const int64_t work = shape.batch * (edges * shape.out_pixels() + kElementCost * activations());
+    threads = std::clamp<int64_t>(work / limit.thread_work, 1, num_threads());
+  }
+
+  // Elements of an image's input and output.
+  int64_t activations() const {
+    return shape.channels * shape.pixels() + shape.out_channels * shape.out_pixels();
+  }
 
   template <class T>
   T* get(Slot slot, int64_t count) const {
@@ -73,30 +88,6 @@ struct Call {
     return plain(shape.y) && plain(shape.x) && activations == native() && shape.pixels() >= 4 * kernels.lanes;
   }
 };
-
-// Row numbers in the order in which they are worked on: by number of edges, so that a loop over a row's edges mostly
-// ends where the last one did, which the processor then predicts; `segments` of rows are kept apart.
-template <class Count>
-void sort_rows(int64_t rows, int64_t segment_size, const Count& count, int32_t* order, int64_t* starts,
-               int64_t* buckets) {
-  constexpr int64_t kMost = 2048;
-  int64_t total = 0;
-  for (int64_t begin = 0; begin < rows; begin += segment_size) {
-    const int64_t end = begin + segment_size;
-    std::fill_n(buckets, kMost + 2, begin);
-    const auto bucket = [&](int64_t row) { return std::min(count(row), kMost); };
-    int64_t* next = buckets + 1;
-    for (int64_t row = begin; row < end; ++row) ++next[bucket(row)];
-    for (int64_t b = 1; b <= kMost; ++b) next[b] += next[b - 1] - begin;
-    for (int64_t row = begin; row < end; ++row) order[buckets[bucket(row)]++] = static_cast<int32_t>(row);
-    for (int64_t i = begin; i < end; ++i) {
-      starts[i] = total;
-      total += count(order[i]);
-    }
-  }
-  starts[rows] = total;
-}
-constexpr int64_t kSortBuckets = 2050;
 
 // Part `part` of `parts` of the rows, about equal in work.
 Span share_of_rows(const int64_t* starts, int64_t rows, int64_t part, int64_t parts) {
@@ -144,13 +135,13 @@ struct Mover {
   LaneCopy<A> lane_copy(const Layout& layout, const Tile& tile, Span range, A* planes) const {
     return {at(tile.images.begin * image_stride()), image_stride(), pixels, range.begin, range.end,
             static_cast<int>(tile.images.length()), layout.pixels.begin, layout.pixels.length(), layout.place.data(),
-            planes, layout.channel_size * unit, stream};
+            planes, layout.plane_size * unit, stream};
   }
 
   void clear_gaps(const Layout& layout, Span range, A* planes) const {
     for (int64_t c = range.begin; c < range.end; ++c)
       for (const Span& gap : layout.gaps)
-        std::fill_n(planes + (c * layout.channel_size + gap.begin) * unit, gap.length() * unit, A(0));
+        std::fill_n(planes + (c * layout.plane_size + gap.begin) * unit, gap.length() * unit, A(0));
   }
 
   void pack(const Layout& layout, const Tile& tile, Span range, A* planes) const {
@@ -159,7 +150,7 @@ struct Mover {
     for (int64_t c = range.begin; c < range.end; ++c)
       for (const Run& run : layout.runs)
         kernels.widen[d](at((tile.images.begin + run.image) * image_stride() + c * pixels + run.pixel), run.step,
-                         run.length, planes + c * layout.channel_size + run.at);
+                         run.length, planes + c * layout.plane_size + run.at);
   }
 
   // Pixels that the planes do not hold become zero.
@@ -174,30 +165,31 @@ struct Mover {
         std::memset(at(n * image_stride() + c * pixels + layout.pixels.begin), 0,
                     layout.pixels.length() * size_of(tensor.dtype));
       for (const Run& run : layout.runs)
-        kernels.narrow[d](planes + c * layout.channel_size + run.at, run.length, run.step,
+        kernels.narrow[d](planes + c * layout.plane_size + run.at, run.length, run.step,
                           at((tile.images.begin + run.image) * image_stride() + c * pixels + run.pixel));
     }
   }
 };
 
-int64_t checked_offsets(int64_t elements) {
+// Edges' offsets are 32 bits wide; tiles keep planes far smaller unless a single row of pixels is not.
+void check_offsets(int64_t elements) {
   if (elements > std::numeric_limits<int32_t>::max())
     throw std::length_error("conv2d: a row of pixels of all channels is too large to address with 32 bits");
-  return elements;
 }
 
 template <class A>
 class Forward : Call<A> {
   using Call<A>::shape;
+  using Call<A>::edge_count;
   using Call<A>::kernels;
 
  public:
-  Forward(const Conv2dShape& shape, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow, const int32_t* col,
+  Forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow, const int32_t* col,
           IndexRef permutation, TensorRef y)
-      : Call<A>(shape), x_(x), y_(y), crow_(this->pointers(crow, shape.out_channels + 1)), col_(col),
+      : Call<A>(shape, edges), x_(x), y_(y), crow_(this->pointers(crow, shape.out_channels + 1)), col_(col),
         permutation_(permutation) {
     const int64_t rows = shape.out_channels;
-    weights_ = this->widened(values, crow_[rows], kWeights);
+    weights_ = this->widened(values, edge_count, kWeights);
     if (bias.data) {
       bias_ = this->widened(bias, rows, kBias);
     } else {
@@ -205,24 +197,20 @@ class Forward : Call<A> {
       std::fill_n(zeros, rows, A(0));
       bias_ = zeros;
     }
-    edges_ = this->template get<Edge<A>>(kEdges, crow_[rows]);
-    starts_ = this->template get<int64_t>(kStarts, rows + 1);
-    order_ = this->template get<int32_t>(kChannels, rows);
-    sort_rows(rows, std::max<int64_t>(1, rows), [&](int64_t o) { return crow_[o + 1] - crow_[o]; }, order_, starts_,
-              this->template get<int64_t>(kCounts, kSortBuckets));
+    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
   }
 
   void run() {
     const int64_t row_elements = shape.x.extent() * shape.channels * shape.classes();
     for (const Batch& batch :
-         make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->direct(x_.dtype))) {
+         make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->direct(x_.dtype), this->limit.tile_elements)) {
       const Planes planes = Planes::forward(shape, batch, kernels.lanes);
       if (permutation_.is_64) fill_edges<int64_t>(planes);
       else fill_edges<int32_t>(planes);
       const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
       const Teams teams = Teams::of(tiles, this->threads, true);
       const int64_t in_size =
-          batch.kind == TileKind::direct ? 0 : shape.channels * shape.classes() * planes.class_size * planes.unit + planes.slack();
+          batch.kind == TileKind::direct ? 0 : shape.channels * shape.classes() * planes.input_size * planes.unit + planes.slack();
       const int64_t out_size = batch.kind == TileKind::flat ? shape.out_channels * planes.out_size : 0;
       A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
       A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
@@ -244,31 +232,29 @@ class Forward : Call<A> {
 
   template <class Index>
   void fill_edges(const Planes& planes) {
-    const int64_t plane = planes.class_size * planes.unit;
-    const int64_t group = shape.group_channels() * shape.classes() * plane;
-    checked_offsets(group * shape.groups + planes.slack());
-    int32_t* column_offset = this->template get<int32_t>(kCounts, shape.columns());
+    const int64_t plane = planes.input_size * planes.unit;
+    check_offsets(shape.channels * shape.classes() * plane + planes.slack());
+    int32_t* column_offset = this->template get<int32_t>(kColumns, shape.columns());
     int64_t column = 0;
     for (int64_t c = 0; c < shape.group_channels(); ++c)
       for (const Axis::Tap& r : shape.y.taps)
         for (const Axis::Tap& s : shape.x.taps)
           column_offset[column++] = static_cast<int32_t>(
-              (c * shape.classes() + r.cls * shape.x.classes() + s.cls) * plane +
+              ((r.cls * shape.x.classes() + s.cls) * shape.channels + c) * plane +
               (r.shift * planes.pitch + s.shift) * planes.unit);
     const Index* permutation = static_cast<const Index*>(permutation_.data);
     parallel_tasks(edge_tasks(), [&](int64_t task) {
-      const Span mine = share_of_rows(starts_, shape.out_channels, task, edge_tasks());
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const int64_t o = order_[i];
-        const int32_t start = static_cast<int32_t>(o / shape.group_out_channels() * group);
-        Edge<A>* edge = edges_ + starts_[i];
+      const Span mine = share_of_rows(crow_, shape.out_channels, task, edge_tasks());
+      for (int64_t o = mine.begin; o < mine.end; ++o) {
+        const int64_t group = o / shape.group_out_channels();
+        const int32_t start = static_cast<int32_t>(group * shape.group_channels() * plane);
         for (int64_t j = crow_[o]; j < crow_[o + 1]; ++j)
-          *edge++ = {start + column_offset[col_[j]], weights_[permutation[j]]};
+          edges_[j] = {start + column_offset[col_[j]], weights_[permutation[j]]};
       }
     });
   }
 
-  int64_t edge_tasks() const { return crow_[shape.out_channels] < (1 << 15) ? 1 : this->threads; }
+  int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : this->threads; }
 
   void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* output) {
     const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
@@ -278,7 +264,7 @@ class Forward : Call<A> {
     Sink<A> sink{};
     if (planes.kind == TileKind::direct) {
       input = reinterpret_cast<A*>(x.at(tile.images.begin * x.image_stride()));
-      sink = {kernels.put_flat, y.at(tile.images.begin * y.image_stride()), y.pixels, 0, 1, false};
+      sink = {nullptr, y.at(tile.images.begin * y.image_stride()), y.pixels, 0, 1, false};
     } else {
       const Layout layout = planes.input(tile, {tile.rows.begin, tile.rows.end + shape.y.reach});
       parallel_tasks(workers, [&](int64_t worker) {
@@ -286,14 +272,14 @@ class Forward : Call<A> {
         if (clear) x.clear_gaps(layout, channels, input);
         x.pack(layout, tile, channels, input);
       });
-      if (planes.kind == TileKind::flat) sink = {kernels.put_flat, output, planes.out_size, 0, 1, false};
+      if (planes.kind == TileKind::flat) sink = {nullptr, output, planes.out_size, 0, 1, false};
       else sink = {kernels.put_lanes[d], y.at(tile.images.begin * y.image_stride()), y.pixels, y.image_stride(),
                    static_cast<int>(tile.images.length()), y.stream};
     }
     const std::vector<Block> blocks = planes.forward_blocks(tile, kernels.forward_vectors);
     parallel_tasks(workers, [&](int64_t worker) {
-      const Span rows = share_of_rows(starts_, shape.out_channels, worker, workers);
-      const ForwardArgs<A> args{input, {edges_, starts_, order_}, rows.begin, rows.end, bias_, sink};
+      const Span rows = share_of_rows(crow_, shape.out_channels, worker, workers);
+      const ForwardArgs<A> args{input, {edges_, crow_}, rows.begin, rows.end, bias_, sink};
       for (const Block& block : blocks) kernels.forward[block.rows_log2][block.width](args, block);
     });
     if (planes.kind == TileKind::flat) {
@@ -311,63 +297,53 @@ class Forward : Call<A> {
   const A* weights_;
   const A* bias_;
   Edge<A>* edges_;
-  int64_t* starts_;
-  int32_t* order_;
 };
 
 template <class A>
 class Backward : Call<A> {
   using Call<A>::shape;
+  using Call<A>::edge_count;
   using Call<A>::kernels;
 
  public:
-  Backward(const Conv2dShape& shape, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol, const int32_t* row,
+  Backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol, const int32_t* row,
            TensorRef x_grad, TensorRef values_grad)
-      : Call<A>(shape), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
-        ccol_(this->pointers(ccol, shape.columns() + 1)), row_(row), edge_count_(ccol_[shape.columns()]),
-        planes_(shape.channels * shape.classes()) {
-    weights_ = x_grad.data ? this->widened(values, edge_count_, kWeights) : nullptr;
-    edges_ = this->template get<Edge<A>>(kEdges, edge_count_);
+      : Call<A>(shape, edges), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
+        ccol_(this->pointers(ccol, shape.columns() + 1)), row_(row), planes_(shape.channels * shape.classes()) {
+    weights_ = x_grad.data ? this->widened(values, edge_count, kWeights) : nullptr;
+    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
     starts_ = this->template get<int64_t>(kStarts, planes_ + 1);
-    order_ = this->template get<int32_t>(kChannels, 2 * planes_);
-    // Planes of one class lie together in the order, because a class has its own blocks.
-    int64_t* counts = this->template get<int64_t>(kCounts, planes_ + kSortBuckets);
+    starts_[0] = 0;
     for (int64_t p = 0; p < planes_; ++p) {
-      counts[p] = 0;
-      for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) { counts[p] += end - begin; });
+      starts_[p + 1] = starts_[p];
+      for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+        starts_[p + 1] += end - begin;
+      });
     }
-    sort_rows(planes_, std::max<int64_t>(1, shape.channels), [&](int64_t p) { return counts[p]; }, order_, starts_,
-              counts + planes_);
-    // The kernels number planes as they lie in memory: the classes of a channel together.
-    memory_order_ = order_ + planes_;
-    for (int64_t i = 0; i < planes_; ++i)
-      memory_order_[i] = static_cast<int32_t>(order_[i] % shape.channels * shape.classes() + order_[i] / shape.channels);
   }
 
   void run() {
-    const DType activations = grad_.dtype;
     const int64_t row_elements = shape.x.extent() * (planes_ + shape.out_channels);
     const std::vector<Batch> batches =
-        make_batches(shape, shape.y.extent(), row_elements, kernels.lanes, this->direct(activations));
+        make_batches(shape, shape.y.extent(), row_elements, kernels.lanes, this->direct(grad_.dtype), this->limit.tile_elements);
     // Sums of each team's own may take as much memory as the activations, together.
-    const int64_t activation_elements =
-        shape.batch * (shape.channels * shape.pixels() + shape.out_channels * shape.out_pixels());
-    const bool own_sums_fit = !values_grad_.data || edge_count_ * this->threads <= activation_elements;
+    const bool own_sums_fit =
+        !values_grad_.data || edge_count * this->threads <= shape.batch * this->activations();
     int64_t most_teams = 1;
     std::vector<Teams> teams;
     for (const Batch& batch : batches) {
       teams.push_back(Teams::of(static_cast<int64_t>(batch.tiles.size()), this->threads, own_sums_fit));
       most_teams = std::max(most_teams, teams.back().count);
     }
-    A* sums = this->template get<A>(kPartials, values_grad_.data ? most_teams * edge_count_ : 0);
+    A* sums = this->template get<A>(kPartials, values_grad_.data ? most_teams * edge_count : 0);
     if (values_grad_.data)
-      parallel_ranges(most_teams * edge_count_, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
+      parallel_ranges(most_teams * edge_count, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
     for (size_t b = 0; b < batches.size(); ++b) run_batch(batches[b], teams[b], sums);
     if (values_grad_.data) store_values_grad(sums, most_teams);
   }
 
  private:
-  // The edges of plane p (class * channels + channel): for each tap of its class, the part of the tap's column that
+  // The edges of input plane p = class * channels + channel: for each tap of its class, the part of the tap's column that
   // belongs to the channel's group. Calls body(begin, end, tap of y, tap of x).
   template <class Body>
   void for_segments(int64_t p, const Body& body) const {
@@ -396,12 +372,12 @@ class Backward : Call<A> {
 
   void fill_edges(const Planes& planes) {
     const int64_t grad_plane = planes.grad_size * planes.unit;
-    checked_offsets(grad_plane * shape.out_channels + planes.slack());
+    check_offsets(grad_plane * shape.out_channels + planes.slack());
     parallel_tasks(edge_tasks(), [&](int64_t task) {
       const Span mine = share_of_rows(starts_, planes_, task, edge_tasks());
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        Edge<A>* edge = edges_ + starts_[i];
-        for_segments(order_[i], [&](int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
+      for (int64_t p = mine.begin; p < mine.end; ++p) {
+        Edge<A>* edge = edges_ + starts_[p];
+        for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
           const int64_t start = (planes.margin - r.shift * planes.pitch - s.shift) * planes.unit;
           for (int64_t k = begin; k < end; ++k)
             *edge++ = {static_cast<int32_t>(start + row_[k] * grad_plane), weights_ ? weights_[k] : A(0)};
@@ -410,14 +386,14 @@ class Backward : Call<A> {
     });
   }
 
-  int64_t edge_tasks() const { return edge_count_ < (1 << 15) ? 1 : this->threads; }
+  int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : this->threads; }
 
   void run_batch(const Batch& batch, Teams teams, A* sums) {
     const Planes planes = Planes::backward(shape, batch, kernels.lanes);
     fill_edges(planes);
     const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
     const bool direct = batch.kind == TileKind::direct;
-    const int64_t in_size = direct ? 0 : planes_ * planes.class_size * planes.unit + planes.slack();
+    const int64_t in_size = direct ? 0 : planes_ * planes.input_size * planes.unit + planes.slack();
     const int64_t grad_size = direct ? 0 : shape.out_channels * planes.grad_size * planes.unit + planes.slack();
     // A lane tile's blocks cover exactly the pixels, so the gradient can take the input's place.
     const int64_t out_size = batch.kind == TileKind::flat && x_grad_.data ? in_size : 0;
@@ -431,7 +407,7 @@ class Backward : Call<A> {
         const Tile& tile = batch.tiles[t];
         const bool clear = t == mine.begin || !same_layout(tile, batch.tiles[t - 1]);
         run_tile(planes, tile, clear, teams.size, input, grads + grad_size * team,
-                 out_size ? outputs + out_size * team : input, sums + edge_count_ * team);
+                 out_size ? outputs + out_size * team : input, sums + edge_count * team);
       }
     });
   }
@@ -471,8 +447,8 @@ class Backward : Call<A> {
       for (int64_t cls = 0; cls < shape.classes(); ++cls) {
         const Span rows = intersect(mine, {cls * shape.channels, (cls + 1) * shape.channels});
         if (rows.length() == 0) continue;
-        const BackwardArgs<A> args{input, output, planes.class_size * planes.unit, grad,
-                                   {edges_, starts_, memory_order_}, rows.begin, rows.end, sums};
+        const BackwardArgs<A> args{input, output, planes.input_size * planes.unit, grad,
+                                   {edges_, starts_}, rows.begin, rows.end, sums};
         for (const Block& block : planes.backward_blocks(tile, cls, kernels.backward_vectors))
           table[block.rows_log2][block.width](args, block);
       }
@@ -491,10 +467,10 @@ class Backward : Call<A> {
       const Span mine = share_of_rows(starts_, planes_, task, edge_tasks());
       const int64_t first = starts_[mine.begin], end = starts_[mine.end];
       for (int64_t team = 1; team < teams; ++team)
-        for (int64_t k = first; k < end; ++k) sums[k] += sums[team * edge_count_ + k];
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const A* from = sums + starts_[i];
-        for_segments(order_[i], [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+        for (int64_t k = first; k < end; ++k) sums[k] += sums[team * edge_count + k];
+      for (int64_t p = mine.begin; p < mine.end; ++p) {
+        const A* from = sums + starts_[p];
+        for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
           char* to = static_cast<char*>(values_grad_.data) + begin * size_of(values_grad_.dtype);
           kernels.narrow[d](from, end - begin, 1, to);
           from += end - begin;
@@ -506,27 +482,26 @@ class Backward : Call<A> {
   TensorRef grad_, x_, x_grad_, values_grad_;
   const int64_t* ccol_;
   const int32_t* row_;
-  int64_t edge_count_;
   int64_t planes_;  // of the input: channels x classes
   const A* weights_;
   Edge<A>* edges_;
   int64_t* starts_;
-  int32_t* order_;         // planes as class * channels + channel
-  int32_t* memory_order_;  // the same planes as channel * classes + class
 };
 
 }  // namespace
 
-void conv2d_forward(const Conv2dShape& shape, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
+Conv2dLimits exchange_conv2d_limits(Conv2dLimits next) { return std::exchange(limits, next); }
+
+void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
                     const int32_t* col, IndexRef permutation, TensorRef y) {
-  if (x.dtype == DType::f64) Forward<double>(shape, x, values, bias, crow, col, permutation, y).run();
-  else Forward<float>(shape, x, values, bias, crow, col, permutation, y).run();
+  if (x.dtype == DType::f64) Forward<double>(shape, edges, x, values, bias, crow, col, permutation, y).run();
+  else Forward<float>(shape, edges, x, values, bias, crow, col, permutation, y).run();
 }
 
-void conv2d_backward(const Conv2dShape& shape, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
+void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
                      const int32_t* row, TensorRef x_grad, TensorRef values_grad) {
-  if (grad.dtype == DType::f64) Backward<double>(shape, grad, x, values, ccol, row, x_grad, values_grad).run();
-  else Backward<float>(shape, grad, x, values, ccol, row, x_grad, values_grad).run();
+  if (grad.dtype == DType::f64) Backward<double>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
+  else Backward<float>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
 }
 
 }  // namespace sparsekern

@@ -17,12 +17,11 @@ struct Edge {
   A weight;
 };
 
-// Row i holds edges[starts[i]] to edges[starts[i + 1]] and belongs to channel channels[i].
+// Row i holds edges[starts[i]] to edges[starts[i + 1]].
 template <class A>
 struct EdgeRows {
   const Edge<A>* edges;
   const int64_t* starts;
-  const int32_t* channels;
 };
 
 // The vectors worked on together, in registers: 2^rows_log2 rows of `width`. Those of a row follow one another,
@@ -37,7 +36,7 @@ struct Block {
   int64_t out;    // forward: pixel (or flat position) of the output where the block starts
 };
 
-// Where a forward block's results go.
+// Where a forward block's results go: with `put`, pixels whose lanes are images; without, elements of A as they are.
 template <class A>
 struct Sink {
   void (*put)(const Sink& sink, const A* vectors, const Block& block, int64_t channel);
@@ -51,19 +50,19 @@ struct Sink {
 template <class A>
 struct ForwardArgs {
   const A* input;
-  EdgeRows<A> rows;
-  int64_t begin, end;  // rows to work on
-  const A* bias;       // of each channel
+  EdgeRows<A> rows;    // one for each output channel
+  int64_t begin, end;  // those to work on
+  const A* bias;
   Sink<A> sink;
 };
 
 template <class A>
 struct BackwardArgs {
-  const A* input;  // planes of the input's channels, channel_size elements apart
+  const A* input;  // planes, plane_size elements apart
   A* input_grad;   // likewise; may be `input` itself
-  int64_t channel_size;
+  int64_t plane_size;
   const A* grad;
-  EdgeRows<A> rows;
+  EdgeRows<A> rows;  // one for each plane
   int64_t begin, end;
   A* weight_grad;  // of each edge, added to
 };
@@ -79,7 +78,7 @@ struct LaneCopy {
   int64_t first, pixels;
   const int32_t* place;
   A* planes;
-  int64_t channel_size;
+  int64_t plane_size;
   bool stream;  // unpacking: as in Sink
 };
 
@@ -97,8 +96,7 @@ struct Conv2dKernels {
   Backward input_grad[kShapes][kMaxWidth + 1];
   Backward weight_grad[kShapes][kMaxWidth + 1];
 
-  void (*put_flat)(const Sink<A>&, const A*, const Block&, int64_t);
-  // The rest by the tensor's DType; null where A does not compute that type.
+  // By the tensor's DType; null where A does not compute that type.
   void (*put_lanes[4])(const Sink<A>&, const A*, const Block&, int64_t);
   void (*pack_lanes[4])(const LaneCopy<A>&);
   void (*unpack_lanes[4])(const LaneCopy<A>&);

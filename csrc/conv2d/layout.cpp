@@ -1,11 +1,7 @@
 #include "conv2d/layout.h"
 
-#include <atomic>
-
 namespace sparsekern {
 namespace {
-
-std::atomic<int64_t> tile_elements{int64_t{8} << 20};
 
 // Unaligned vectors cross cache lines: what a flat tile's vector costs in lane tiles' vectors.
 constexpr int64_t kFlatCost = 2;
@@ -21,17 +17,15 @@ Batch make_batch(TileKind kind, Span images, int64_t images_per_tile, int64_t ex
 }
 
 // Rows in each of the fewest, evenly sized bands that fit.
-int64_t rows_per_tile(int64_t extent, int64_t row_elements, int64_t reach) {
+int64_t rows_per_tile(int64_t extent, int64_t row_elements, int64_t reach, int64_t tile_elements) {
   const int64_t fit = std::max<int64_t>(tile_elements / std::max<int64_t>(1, row_elements) - reach, reach + 1);
   return ceil_div(extent, ceil_div(extent, fit));
 }
 
 }  // namespace
 
-int64_t exchange_tile_elements(int64_t elements) { return tile_elements.exchange(elements); }
-
-std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
-                                bool direct) {
+std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct,
+                                int64_t tile_elements) {
   const int64_t reach = shape.y.reach;
   if (direct) return {make_batch(TileKind::direct, {0, shape.batch}, 1, extent, extent)};
 
@@ -43,25 +37,29 @@ std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_
   if (left * image_size * kFlatCost >= lanes * shape.out_pixels()) in_lanes = shape.batch;
   if (in_lanes > 0) {
     batches.push_back(make_batch(TileKind::lane, {0, in_lanes}, lanes, extent,
-                                 rows_per_tile(extent, row_elements * lanes, reach)));
+                                 rows_per_tile(extent, row_elements * lanes, reach, tile_elements)));
   }
   if (in_lanes < shape.batch) {
     const int64_t fit = tile_elements / std::max<int64_t>(1, row_elements * (extent + reach));
     const int64_t images = std::clamp<int64_t>(fit, 1, shape.batch - in_lanes);
-    const int64_t rows = fit >= 1 ? extent : rows_per_tile(extent, row_elements, reach);
+    const int64_t rows = fit >= 1 ? extent : rows_per_tile(extent, row_elements, reach, tile_elements);
     batches.push_back(make_batch(TileKind::flat, {in_lanes, shape.batch}, images, extent, rows));
   }
   return batches;
 }
 
-void Layout::finish(TileKind kind) {
-  int64_t covered = 0;
+// What the runs from position `begin` on leave free up to the plane's end.
+void Layout::find_gaps(int64_t begin) {
+  const int64_t end = begin + plane_size;
   for (const Run& run : runs) {
-    if (run.at > covered) gaps.push_back({covered, run.at});
-    covered = run.at + run.length;
+    if (run.at < begin) continue;
+    if (run.at > begin) gaps.push_back({begin, run.at});
+    begin = run.at + run.length;
   }
-  if (covered < channel_size) gaps.push_back({covered, channel_size});
-  if (kind != TileKind::lane) return;
+  if (begin < end) gaps.push_back({begin, end});
+}
+
+void Layout::find_places() {
   place.assign(pixels.length(), -1);
   for (const Run& run : runs)
     for (int64_t i = 0; i < run.length; ++i)
@@ -72,10 +70,10 @@ Planes Planes::forward(const Conv2dShape& shape, const Batch& batch, int64_t lan
   const bool lane = batch.kind == TileKind::lane;
   Planes p{shape, batch.kind, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
   p.image_size = (batch.rows + shape.y.reach) * p.pitch;
-  p.class_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
+  p.input_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
-  p.out_size = p.class_size;
-  if (batch.kind == TileKind::direct) p.class_size = p.out_size = shape.pixels();
+  p.out_size = p.input_size;
+  if (batch.kind == TileKind::direct) p.input_size = p.out_size = shape.pixels();
   return p;
 }
 
@@ -83,57 +81,57 @@ Planes Planes::backward(const Conv2dShape& shape, const Batch& batch, int64_t la
   const bool lane = batch.kind == TileKind::lane;
   Planes p{shape, batch.kind, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
   p.image_size = batch.rows * p.pitch;
-  p.class_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
+  p.input_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
-  p.grad_size = p.margin + p.class_size;
-  if (batch.kind == TileKind::direct) p.class_size = p.grad_size = shape.pixels();
+  p.grad_size = p.margin + p.input_size;
+  if (batch.kind == TileKind::direct) p.input_size = p.grad_size = shape.pixels();
   return p;
 }
 
 Layout Planes::input(const Tile& tile, Span rows) const {
-  Layout layout;
-  layout.channel_size = shape.classes() * class_size;
+  Layout layout{};
+  layout.plane_size = input_size;
   const Span y = shape.y.positions(rows);
   layout.pixels = {y.begin * shape.x.size, y.end * shape.x.size};
   for (int64_t cy = 0; cy < shape.y.classes(); ++cy) {
     for (int64_t cx = 0; cx < shape.x.classes(); ++cx) {
       const Span steps = intersect(rows, shape.y.inside(cy));
       const Span columns = shape.x.inside(cx);
+      const int64_t plane = (cy * shape.x.classes() + cx) * shape.channels * input_size;
       for (int64_t image = 0; image < (kind == TileKind::lane ? 1 : tile.images.length()); ++image) {
         for (int64_t i = steps.begin; i < steps.end; ++i) {
           layout.add_run({image, shape.y.position(cy, i) * shape.x.size + shape.x.position(cx, columns.begin),
                           shape.x.stride,
-                          (cy * shape.x.classes() + cx) * class_size + image * image_size +
-                              (i - rows.begin) * pitch + columns.begin,
-                          columns.length()});
+                          plane + image * image_size + (i - rows.begin) * pitch + columns.begin, columns.length()});
         }
       }
+      layout.find_gaps(plane);
     }
   }
-  layout.finish(kind);
+  if (kind == TileKind::lane) layout.find_places();
   return layout;
 }
 
 Layout Planes::grad(const Tile& tile) const {
-  Layout layout;
-  layout.channel_size = grad_size;
+  Layout layout{};
+  layout.plane_size = grad_size;
   const Span rows = intersect({0, shape.y.out}, {tile.rows.begin - shape.y.reach, tile.rows.end});
   layout.pixels = {rows.begin * shape.x.out, rows.end * shape.x.out};
   for (int64_t image = 0; image < (kind == TileKind::lane ? 1 : tile.images.length()); ++image)
     for (int64_t y = rows.begin; y < rows.end; ++y)
       layout.add_run({image, y * shape.x.out, 1, margin + image * image_size + (y - tile.rows.begin) * pitch, shape.x.out});
-  layout.finish(kind);
+  layout.find_gaps(0);
+  if (kind == TileKind::lane) layout.find_places();
   return layout;
 }
 
 Layout Planes::output(const Tile& tile) const {
-  Layout layout;
-  layout.channel_size = out_size;
+  Layout layout{};
+  layout.plane_size = out_size;
   layout.pixels = {tile.rows.begin * shape.x.out, tile.rows.end * shape.x.out};
   for (int64_t image = 0; image < tile.images.length(); ++image)
     for (int64_t y = tile.rows.begin; y < tile.rows.end; ++y)
       layout.add_run({image, y * shape.x.out, 1, image * image_size + (y - tile.rows.begin) * pitch, shape.x.out});
-  layout.finish(kind);
   return layout;
 }
 

@@ -37,9 +37,10 @@ struct Run {
   int64_t length;
 };
 
-// What one tensor's planes hold. Positions count vectors in lane tiles, elements otherwise.
+// What the planes of one channel hold: its plane of each class. The planes of all channels of a class lie together.
+// Positions count vectors in lane tiles, elements otherwise.
 struct Layout {
-  int64_t channel_size = 0;  // positions from a channel to the next
+  int64_t plane_size;        // positions from a channel to the next
   Span pixels{0, 0};         // the part of each image that this tile packs or unpacks
   std::vector<Run> runs;     // in the order of `at`
   std::vector<Span> gaps;    // positions that hold no pixel
@@ -48,7 +49,8 @@ struct Layout {
   void add_run(const Run& run) {
     if (run.length > 0) runs.push_back(run);
   }
-  void finish(TileKind kind);
+  void find_gaps(int64_t begin);
+  void find_places();
 };
 
 // Sizes of the planes of a batch and the layouts of its tiles. `lanes` of 1 element where a plane's unit is an element.
@@ -59,7 +61,7 @@ struct Planes {
   int64_t unit;        // elements in a position
   int64_t pitch;       // positions from a row to the next
   int64_t image_size;  // positions from an image to the next
-  int64_t class_size;  // of an input plane
+  int64_t input_size;  // of an input plane
   int64_t margin;      // positions before a gradient plane's first pixel, zero: edges reach back into it
   int64_t grad_size;   // of a gradient plane
   int64_t out_size;    // of an output plane
@@ -82,10 +84,9 @@ struct Planes {
   void add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch, int most) const;
 };
 
-// Sets how many elements a tile's planes should stay under, and returns what it was.
-int64_t exchange_tile_elements(int64_t elements);
-
-// Divides a batch of `images`, `row_elements` in a row of all planes of one image, over `extent` rows into tiles.
-std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct);
+// Divides the images and `extent` rows into tiles. All planes of one image hold `row_elements` in a row, those of a
+// tile should hold at most tile_elements.
+std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct,
+                                int64_t tile_elements);
 
 }  // namespace sparsekern

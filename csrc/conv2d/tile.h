@@ -23,13 +23,12 @@ void forward_block(const ForwardArgs<A>& args, const Block& block) {
   const A* input = args.input + block.at;
   const int64_t pitch = block.pitch, last = block.last;
   alignas(SK_VECTOR_BYTES) A results[kRows * Width * kLanes<A>];
-  for (int64_t i = args.begin; i < args.end; ++i) {
-    const int64_t channel = args.rows.channels[i];
+  for (int64_t channel = args.begin; channel < args.end; ++channel) {
     Vec<A> sum[kRows * Width];
     SK_UNROLL
     for (int j = 0; j < kRows * Width; ++j) sum[j] = broadcast(args.bias[channel]);
-    const Edge<A>* end = args.rows.edges + args.rows.starts[i + 1];
-    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[i]; edge < end; ++edge) {
+    const Edge<A>* end = args.rows.edges + args.rows.starts[channel + 1];
+    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[channel]; edge < end; ++edge) {
       const A* x = input + edge->offset;
       const Vec<A> w = broadcast(edge->weight);
       SK_UNROLL
@@ -39,14 +38,21 @@ void forward_block(const ForwardArgs<A>& args, const Block& block) {
         sum[r * Width + Width - 1] += w * load_unaligned(x + last);
       }
     }
-    SK_UNROLL
-    for (int j = 0; j < kRows * Width; ++j) store(results + j * kLanes<A>, sum[j]);
-    args.sink.put(args.sink, results, block, channel);
+    if (args.sink.put) {
+      SK_UNROLL
+      for (int j = 0; j < kRows * Width; ++j) store(results + j * kLanes<A>, sum[j]);
+      args.sink.put(args.sink, results, block, channel);
+    } else if (RowsLog2 == 0) {
+      A* out = static_cast<A*>(args.sink.data) + channel * args.sink.channel_stride + block.out;
+      SK_UNROLL
+      for (int j = 0; j < Width - 1; ++j) store_unaligned(out + j * kLanes<A>, sum[j]);
+      store_unaligned(out + last, sum[Width - 1]);
+    }
   }
   stream_fence();
 }
 
-// For one input channel after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
+// For one input plane after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
 // in registers while each edge's output gradients are loaded once, for both products.
 template <class A, int RowsLog2, int Width, bool InputGrad, bool WeightGrad>
 void backward_block(const BackwardArgs<A>& args, const Block& block) {
@@ -68,7 +74,7 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
   for (int j = 0; j < block.skip; ++j) keep[j] = A(0);
 
   for (int64_t i = args.begin; i < args.end; ++i) {
-    const int64_t at = args.rows.channels[i] * args.channel_size + block.at;
+    const int64_t at = i * args.plane_size + block.at;
     Vec<A> x[kVectors], sum[kVectors];
     if (WeightGrad) {
       SK_UNROLL
@@ -122,14 +128,6 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
     const Vec<A> sums = sum_dots();
     for (int j = 0; j < waiting; ++j) weight_grad[j] += sums[j];
   }
-}
-
-// Results whose lanes are neighbouring elements of the output.
-template <class A>
-void put_flat(const Sink<A>& sink, const A* vectors, const Block& block, int64_t channel) {
-  A* out = static_cast<A*>(sink.data) + channel * sink.channel_stride + block.out;
-  for (int j = 0; j < block.width - 1; ++j) store_unaligned(out + j * kLanes<A>, load(vectors + j * kLanes<A>));
-  store_unaligned(out + block.last, load(vectors + (block.width - 1) * kLanes<A>));
 }
 
 // Stores a transposed square: lane j of r[n] to out[n * stride + j].
@@ -192,7 +190,7 @@ template <class A, class T>
 void pack_lanes(const LaneCopy<A>& copy) {
   for (int64_t c = copy.begin; c < copy.end; ++c) {
     const T* from = static_cast<const T*>(copy.tensor) + c * copy.channel_stride + copy.first;
-    A* to = copy.planes + c * copy.channel_size;
+    A* to = copy.planes + c * copy.plane_size;
     for_chunks<A>(copy.pixels, [&](int64_t q, int count) {
       Vec<A> r[kLanes<A>];
       if (copy.images == kLanes<A> && count == kLanes<A>) {
@@ -216,7 +214,7 @@ void pack_lanes(const LaneCopy<A>& copy) {
 template <class A, class T>
 void unpack_lanes(const LaneCopy<A>& copy) {
   for (int64_t c = copy.begin; c < copy.end; ++c) {
-    const A* from = copy.planes + c * copy.channel_size;
+    const A* from = copy.planes + c * copy.plane_size;
     T* to = static_cast<T*>(copy.tensor) + c * copy.channel_stride + copy.first;
     for_chunks<A>(copy.pixels, [&](int64_t q, int count) {
       Vec<A> r[kLanes<A>];
@@ -294,7 +292,6 @@ constexpr Conv2dKernels<A> conv2d_kernels() {
   table.forward_vectors = kForwardVectors;
   table.backward_vectors = kBackwardVectors;
   add_blocks<A, Conv2dKernels<A>::kShapes - 1, Conv2dKernels<A>::kMaxWidth>(table);
-  table.put_flat = put_flat<A>;
   if constexpr (sizeof(A) == sizeof(double)) {
     add_dtype<A, double>(table, DType::f64);
     add_conversions<A, float>(table, DType::f32);

@@ -13,19 +13,19 @@
 namespace sparsekern {
 
 // Collects `count` distinct keys, sorted, in `found`: draws exactly the missing number (while the budget lasts), sorts,
-// leaves out what is unwanted or there already, and again. Returns how many were found.
-template <class Draw, class Unwanted>
+// leaves out what is unwanted or there already, and again. Returns how many were found. draw(keys, n) writes n keys;
+// filter(keys, n) moves the wanted ones of n ascending keys to the front and returns how many they are.
+template <class Draw, class Filter>
 int64_t collect_keys(uint64_t* found, int64_t count, uint64_t bound, int64_t budget, const Draw& draw,
-                     const Unwanted& unwanted) {
+                     const Filter& filter) {
   int64_t size = 0;
   while (size < count && budget > 0) {
     const int64_t drawn = std::min(count - size, budget);
     uint64_t* fresh = size == 0 ? found : Scratch::of_this_thread().get<uint64_t>(kFreshSlot, drawn);
     budget -= drawn;
-    for (int64_t i = 0; i < drawn; ++i) fresh[i] = draw();
+    draw(fresh, drawn);
     sort_keys(fresh, drawn, bound);
-    const int64_t distinct = std::unique(fresh, fresh + drawn) - fresh;
-    const int64_t wanted = std::remove_if(fresh, fresh + distinct, unwanted) - fresh;
+    const int64_t wanted = filter(fresh, std::unique(fresh, fresh + drawn) - fresh);
     size = fresh == found ? wanted : add_keys(found, size, fresh, wanted);
   }
   return size;
@@ -35,8 +35,11 @@ int64_t collect_keys(uint64_t* found, int64_t count, uint64_t bound, int64_t bud
 // one by one is uniform, and no round can give too many.
 inline void distinct_below(Random& random, uint64_t bound, int64_t count, uint64_t* keys) {
   const auto collect = [&](uint64_t* found, int64_t wanted) {
-    const auto draw = [&] { return random.below(bound); };
-    collect_keys(found, wanted, bound, std::numeric_limits<int64_t>::max(), draw, [](uint64_t) { return false; });
+    const auto draw = [&](uint64_t* drawn, int64_t size) {
+      for (int64_t i = 0; i < size; ++i) drawn[i] = random.below(bound);
+    };
+    const auto keep_all = [](uint64_t*, int64_t size) { return size; };
+    collect_keys(found, wanted, bound, std::numeric_limits<int64_t>::max(), draw, keep_all);
   };
   if (static_cast<uint64_t>(count) <= bound / 2) return collect(keys, count);
   // What is left out is the smaller part: draw that.
@@ -135,16 +138,26 @@ int64_t weighted_edges(Random& random, const P* ccol, const int32_t* row, int64_
     for (int64_t r = g * rows_per_group; r < (g + 1) * rows_per_group; ++r) weights[r] *= total;
   }
   const AliasTable rows(weights.data(), n_rows);
-  const auto draw = [&] {
-    const int64_t r = rows.draw(random);
-    return static_cast<uint64_t>(columns[r / rows_per_group].draw(random)) * n_rows + r;
+  const auto draw = [&](uint64_t* drawn, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t r = rows.draw(random);
+      const AliasTable& reached = groups == 1 ? columns[0] : columns[r / rows_per_group];
+      drawn[i] = static_cast<uint64_t>(reached.draw(random)) * n_rows + r;
+    }
   };
-  const auto is_active = [&](uint64_t key) {
-    const uint64_t c = key / n_rows;
-    return std::binary_search(row + ccol[c], row + ccol[c + 1], static_cast<int32_t>(key - c * n_rows));
+  const auto keep_inactive = [&](uint64_t* drawn, int64_t size) {
+    int64_t kept = 0;
+    int64_t c = 0;
+    uint64_t col_start = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      for (; drawn[i] - col_start >= static_cast<uint64_t>(n_rows); ++c) col_start += n_rows;
+      if (!std::binary_search(row + ccol[c], row + ccol[c + 1], static_cast<int32_t>(drawn[i] - col_start)))
+        drawn[kept++] = drawn[i];
+    }
+    return kept;
   };
   return collect_keys(keys, count, static_cast<uint64_t>(n_rows) * n_cols, kDrawsPerEdge * count + kSmallLayer, draw,
-                      is_active);
+                      keep_inactive);
 }
 
 }  // namespace sparsekern

@@ -58,6 +58,7 @@ def conv2d(
     shape = [*x.shape, out_channels, *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_forward(
         shape,
+        w.numel(),
         _ref(x),
         _ref(w),
         _ABSENT if bias is None else _ref(bias),
@@ -87,7 +88,7 @@ def conv2d_backward(
     dw = torch.empty(w.shape, dtype=w.dtype)
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, _ref(grad), _ref(x), _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ref(dw)
+        shape, row.numel(), _ref(grad), _ref(x), _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ref(dw)
     )
     return dx, dw
 
@@ -110,7 +111,7 @@ def conv2d_input_grad(
     dx = torch.empty(grad.shape[0], channels, *input_size, dtype=grad.dtype)
     shape = [*dx.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT
+        shape, row.numel(), _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT
     )
     return dx
 
@@ -132,6 +133,6 @@ def conv2d_weight_grad(
     dw = torch.empty(row.numel(), dtype=dtype or torch.promote_types(x.dtype, torch.float32))
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw)
+        shape, row.numel(), _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw)
     )
     return dw

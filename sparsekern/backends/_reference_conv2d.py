@@ -1,9 +1,9 @@
-"""Sparse conv2d in plain torch, on any device and in any dtype: clear, slow, and what the kernels are tested against.
+"""Sparse conv2d in plain torch, on any device and in any dtype: what the kernels are tested against.
 
 A weight of shape (out_channels, channels / groups, kh, kw) is stored by its nonzeros, the edges, sorted by
 column (c * kh + r) * kw + s and then by row (output channel): ccol (columns + 1,) and row (nnz,). Sums are
-formed in float32, or in float64 for float64 activations. Neither a dense weight nor an unfolded input is made:
-per tap (r, s), the input is seen through the strided window that the tap slides over.
+formed in float32, or in float64 for float64 activations. Neither a dense weight nor an unfolded input is
+made: per tap (r, s), the input is seen through the strided window that the tap slides over.
 """
 
 from collections.abc import Iterator, Sequence

@@ -69,8 +69,8 @@ class Growth:
     or several uses of the layer. ``step`` then replaces k = ceil(share(t) * nnz) edges of each layer, fewer
     where there are fewer candidates: the candidates with the largest absolute gradient grow, with value 0, in
     the place of the edges with the smallest absolute weight; equal ones are taken in stored order. The share
-    is ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state, which
-    may be any tensors of the parameter's shape; those of grown edges start at 0.
+    is ``alpha / 2 * (1 + cos(pi t / end))``. Kept edges keep their weight, gradient and optimizer state (any
+    tensors of the parameter's shape); those of grown edges start at 0.
 
     A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient
     is not finite. If the optimizer did not step, the candidates are dropped and the update is made at the
@@ -111,9 +111,7 @@ class Growth:
             raise ValueError(f"alpha is {alpha!r}; expected a number in [0, 1]")
         for name, value, least in (("interval", interval, 1), ("end", end, 0)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{name} is {value!r}; expected an integer of at least {least}, in optimizer steps"
-                )
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}, in optimizer steps")
         if isinstance(exclude, str):
             raise TypeError(f"exclude is the string {exclude!r}; expected a sequence of name patterns")
         self.alpha = alpha
@@ -220,8 +218,7 @@ class Growth:
             for key in {**mine[part], **theirs}:
                 if theirs.get(key) != mine[part].get(key):
                     raise ValueError(
-                        f"the state's {part} has {theirs.get(key)!r} for {key}; "
-                        f"expected {mine[part].get(key)!r}"
+                        f"the state's {part} has {theirs.get(key)!r} for {key}; expected {mine[part].get(key)!r}"
                     )
         self._steps = int(state["steps"])
         self._attempt = int(state["attempt"])
@@ -354,9 +351,7 @@ class Growth:
         pruned = select_by_magnitude(layer.weight.detach(), count, largest=False)
         followers = [layers[name] for layers in self.followers]
         if not all(follower.pattern.equal(layer.pattern) for follower in followers):
-            raise ValueError(
-                f"a follower's layer {name!r} has other edges than the model's; expected the same"
-            )
+            raise ValueError(f"a follower's layer {name!r} has other edges than the model's; expected the same")
         move = Move(layer.replace_edges(pruned, rows, cols))
         move_parameter(move, layer.weight, self.optimizer)
         for follower in followers:

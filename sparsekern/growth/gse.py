@@ -61,9 +61,7 @@ class GSE(Growth):
             generator=generator,
         )
 
-    def propose(
-        self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator
-    ) -> Pattern:
+    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
         count = math.ceil(round(self.gamma * layer.nnz, 9))
         return SAMPLERS[self.sampler](layer, x, grad, count, generator)
 

@@ -18,9 +18,7 @@ class RigL(Growth):
     micro-batch are the candidates that all micro-batches score.
     """
 
-    def propose(
-        self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator
-    ) -> Pattern:
+    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
         pattern = layer.pattern
         by_column = layer.dense_weight_grad(grad, x).t().contiguous()
         rows, cols = pattern.edges()

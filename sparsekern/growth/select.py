@@ -19,7 +19,5 @@ def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
     wide = values.dtype == torch.float64
     values_on_cpu = values.to(device="cpu", dtype=torch.float64 if wide else torch.float32).contiguous()
     positions = torch.empty(count, dtype=torch.int64, device="cpu")
-    _C.select_by_magnitude(
-        values_on_cpu.data_ptr(), values.numel(), count, largest, positions.data_ptr(), wide
-    )
+    _C.select_by_magnitude(values_on_cpu.data_ptr(), values.numel(), count, largest, positions.data_ptr(), wide)
     return positions.to(values.device)

@@ -14,7 +14,5 @@ class SET(Growth):
 
     needs_backward = False
 
-    def propose(
-        self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator
-    ) -> Pattern:
+    def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
         return sample_uniform(layer.pattern, asked, generator)

@@ -5,6 +5,8 @@ of every image is a batch row. Each function returns (per column f, (groups, col
 float32 (float64 for float64 activations). Nothing here unfolds a convolution's input.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,8 @@ from torch import Tensor
 from sparsekern.nn.conv2d import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern
+
+_CHUNK = 1 << 18  # elements whose absolute values are held at a time
 
 
 def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,13 +26,12 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
         x: its product's input, (..., in) or (N, C, H, W) or (C, H, W).
         grad: the gradient of its output, in the same layout.
     """
-    dtype = _sum_dtype(x)
     if not isinstance(layer, SparseConv2d):
         x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        return _sum_abs(x, 0, dtype).unsqueeze(0), _sum_abs(grad, 0, dtype)
+        return _sum_abs(x, (0,)).unsqueeze(0), _sum_abs(grad, (0,))
     x, grad = _batched(x), _batched(grad)
     height, width = layer.product_padding
-    plane = F.pad(_sum_abs(x, 0, dtype), (width, width, height, height))
+    plane = F.pad(_sum_abs(x, (0,)), (width, width, height, height))
     out_height, out_width = grad.shape[2:]
     f = plane.new_empty(plane.shape[0], *layer.kernel_size)
     for r in range(layer.kernel_size[0]):
@@ -38,12 +41,10 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
             right = left + (out_width - 1) * layer.stride[1] + 1
             seen = plane[:, top : bottom : layer.stride[0], left : right : layer.stride[1]]
             f[:, r, s] = seen.sum((1, 2))
-    return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3), dtype)
+    return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3))
 
 
-def sketched_sums(
-    layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both:
     GraEst (arXiv 2401.06898, after the AMS sketch).
 
@@ -78,8 +79,15 @@ def sketched_sums(
     return f.abs().view(layer.groups, -1), per_image.sum((0, 2)).abs()
 
 
-def _sum_abs(x: Tensor, dim: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.linalg.vector_norm(x, ord=1, dim=dim, dtype=dtype)
+def _sum_abs(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Sum of abs(x) over ``dims``, the first among them, a few items at a time: abs(x) is as large as x."""
+    items = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
+    dtype = _sum_dtype(x)
+    parts = x.split(items)
+    total = parts[0].abs().sum(dims, dtype=dtype)
+    for part in parts[1:]:
+        total += part.abs().sum(dims, dtype=dtype)
+    return total
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

@@ -128,7 +128,7 @@ class SparseLayer(nn.Module):
         if weight is not None and weight.shape != (pattern.nnz,):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; expected ({pattern.nnz},), the pattern's nnz")
         pattern.ensure_valid()
-        self._write_pattern(pattern.to(self.weight.device if self.weight.device.type != "meta" else pattern.device))
+        self._write_pattern(pattern.to(self.weight.device))
         if weight is None:
             self.reset_parameters()
         else:
@@ -144,8 +144,8 @@ class SparseLayer(nn.Module):
                 old.copy_(new)
             else:
                 setattr(self, name, new.clone())
-        if self.weight.shape != (pattern.nnz,) or self.weight.device != pattern.device:
-            self.weight.data = torch.empty(pattern.nnz, dtype=self.weight.dtype, device=pattern.device)
+        if self.weight.shape != (pattern.nnz,):
+            self.weight.data = torch.empty(pattern.nnz, dtype=self.weight.dtype, device=self.weight.device)
             self.weight.grad = None
 
     def replace_edges(self, pruned: Tensor, grown_rows: Tensor, grown_columns: Tensor) -> Tensor:
@@ -241,8 +241,10 @@ class SparseLayer(nn.Module):
             except (ValueError, TypeError) as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
                 return
-            mine = self.weight.device
-            self._write_pattern(pattern.to(mine if mine.type != "meta" else pattern.device))
+            if not self.weight.is_meta:
+                self._write_pattern(pattern.to(self.weight.device))
+            elif local_metadata.get("assign_to_params_buffers", False):
+                self._write_pattern(pattern)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -256,7 +258,7 @@ def edges_at_density(matrix_shape: tuple[int, int], density: float | None) -> in
     """Edges of a layer at a density in (0, 1]: round(density * rows * columns), at least one."""
     if density is None:
         raise ValueError("density is missing; expected a number in (0, 1] or a pattern")
-    if not isinstance(density, (int, float)) or not 0.0 < density <= 1.0:
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0.0 < density <= 1.0:
         raise ValueError(f"density is {density!r}; expected a number in (0, 1]")
     rows, columns = matrix_shape
     return max(1, round(density * rows * columns))

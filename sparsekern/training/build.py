@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,19 +73,13 @@ def build_scheduler(config: OptimizerConfig, optimizer: Optimizer, steps: int, s
 
 def build_growth(config: GrowthConfig, model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> Growth:
     """What changes the topology over a run of `steps` optimizer steps."""
-    schedule = {"interval": config.interval, "end": round(config.end * steps)}
-    generator = torch.Generator().manual_seed(seed)
+    arguments: dict[str, Any] = {
+        "alpha": config.alpha,
+        "interval": config.interval,
+        "end": round(config.end * steps),
+        "generator": torch.Generator().manual_seed(seed),
+    }
     method, _, sampler = config.name.partition("-")
     if method == "gse":
-        return GSE(
-            model,
-            optimizer,
-            sampler=sampler,
-            gamma=config.gamma,
-            alpha=config.alpha,
-            generator=generator,
-            **schedule,
-        )
-    if method == "static":
-        return Static(model, optimizer, **schedule)
-    return {"set": SET, "rigl": RigL}[method](model, optimizer, alpha=config.alpha, generator=generator, **schedule)
+        return GSE(model, optimizer, sampler, gamma=config.gamma, **arguments)
+    return {"static": Static, "set": SET, "rigl": RigL}[method](model, optimizer, **arguments)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sparsekern.growth import LayerUpdate
 from sparsekern.training.atomic import replace_file
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sparsekern.training.config import TrainConfig
@@ -23,7 +25,7 @@ METRICS = (
     "seconds",
     "replaced_share",
 )
-TOPOLOGY = ("step", "layer", "nnz", "density", "candidates", "replaced")
+TOPOLOGY = tuple(each.name for each in fields(LayerUpdate))
 
 
 class RunFolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,28 +17,29 @@ if TYPE_CHECKING:
 TRAIN, TEST, PALE, TEXT = "#c2571a", "#1f5fa8", "#aab4c0", "#2b3138"
 
 
-def draw_plots(folder: RunFolder, console: Console) -> list[Path]:
-    """Writes accuracy.png, density.png and, where edges moved, replaced.png. Says so where matplotlib is missing."""
+def draw_plots(folder: RunFolder, console: Console) -> None:
+    """Writes accuracy.png, for sparse runs density.png, and where edges moved replaced.png.
+
+    Says so where matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         console.print("no plots: matplotlib is not installed (pip install 'sparsekern[plots]')", markup=False)
-        return []
+        return
     summary = folder.load_summary()
     layers = summary["layers"]
-    drawn = [folder.path / "accuracy.png", folder.path / "density.png"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    draw_metrics(figure, read_csv(folder.metrics.path), summary)
-    figure.savefig(drawn[0], dpi=150)
-    figure = Figure(figsize=(7, 1.2 + 0.24 * len(layers)), layout="constrained")
-    draw_density(figure.subplots(), layers, summary)
-    figure.savefig(drawn[1], dpi=150)
-    if updates := [row for row in read_csv(folder.topology.path) if int(row["replaced"])]:
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
-        draw_replaced(figure.subplots(), updates, summary)
-        drawn.append(folder.path / "replaced.png")
-        figure.savefig(drawn[2], dpi=150)
-    return drawn
+    figures = {"accuracy": Figure(figsize=(9, 3.6), layout="constrained")}
+    draw_metrics(figures["accuracy"], read_csv(folder.metrics.path), summary)
+    if any(layer["sparse"] for layer in layers):
+        figures["density"] = Figure(figsize=(7.5, 1.6 + 0.22 * len(layers)), layout="constrained")
+        draw_density(figures["density"].subplots(), layers, summary)
+    updates = read_csv(folder.topology.path)
+    if any(int(row["replaced"]) for row in updates):
+        figures["replaced"] = Figure(figsize=(7.5, 3.6), layout="constrained")
+        draw_replaced(figures["replaced"].subplots(), updates, summary)
+    for name, figure in figures.items():
+        figure.savefig(folder.path / f"{name}.png", dpi=150)
 
 
 def draw_metrics(figure: Figure, metrics: list[dict[str, str]], summary: dict[str, Any]) -> None:
@@ -67,21 +67,26 @@ def lowest_shown(metrics: list[dict[str, str]]) -> float:
 
 
 def draw_density(axes: Axes, layers: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """A bar a layer, the first at the top."""
+    """A line a layer, the first at the top, from the density of all layers together to its own."""
+    together = 100 * summary["nnz"] / summary["dense_weights"]
     positions = range(len(layers))
     shares = [100 * layer["nnz"] / layer["weights"] for layer in layers]
-    axes.barh(positions, shares, color=[TEST if layer["sparse"] else PALE for layer in layers])
+    colors = [TEST if layer["sparse"] else PALE for layer in layers]
+    axes.axvline(together, color=TRAIN, linestyle="--", linewidth=1, label=f"all layers together, {together:.3g}%")
+    axes.hlines(positions, together, shares, color=colors, linewidth=2)
+    axes.scatter(shares, positions, color=colors, s=28, zorder=3, label="each layer: its edges / places")
     axes.set_yticks(positions, [layer["name"] for layer in layers])
     axes.invert_yaxis()
-    for position, share, layer in zip(positions, shares, layers, strict=True):
-        text = f" {layer['nnz']:,} of {layer['weights']:,}"
-        axes.text(share, position, text, va="center", fontsize=7.5, color=TEXT)
-    total = summary["nnz"] / summary["dense_weights"]
-    axes.axvline(100 * total, color=TRAIN, linestyle="--", linewidth=1, label=f"all layers, {total:.2%}")
-    axes.set(xlabel="density: share of the weights that exist [%]", title=summary["label"])
-    axes.margins(y=0.02)
-    axes.set_xlim(0, 1.3 * max(shares))
-    finish(axes, grid="x")
+    axes.set_xscale("log")
+    axes.set_xlim(0.6 * min(shares), 140)
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 2, 5, 10, 20, 50, 100) if tick >= 0.6 * min(shares)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    for position, layer in enumerate(layers):
+        text = f"{layer['nnz']:,} / {layer['weights']:,}"
+        axes.text(1.02, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=TEXT)
+    axes.set(xlabel="density [%]", title=summary["label"])
+    finish(axes, grid="x", legend={"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / axes.figure.get_figheight()), "ncols": 2})
 
 
 def draw_replaced(axes: Axes, updates: list[dict[str, str]], summary: dict[str, Any]) -> None:
@@ -103,8 +108,8 @@ def draw_replaced(axes: Axes, updates: list[dict[str, str]], summary: dict[str, 
     finish(axes)
 
 
-def finish(axes: Axes, grid: str = "both") -> None:
+def finish(axes: Axes, grid: str = "both", legend: dict[str, Any] | None = None) -> None:
     axes.grid(axis=grid, color="#e4e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)
+    axes.legend(frameon=False, fontsize=8.5, **(legend or {}))

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from sparsekern import __version__
 from sparsekern.nn import SparseLayer
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.memory import measure_memory
@@ -54,7 +53,6 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "sparsekern": __version__,
     }
 
 

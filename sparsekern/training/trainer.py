@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekern.data import BatchLoader
-from sparsekern.nn import SparseLayer
+from sparsekern.growth import find_sparse_layers
 from sparsekern.sparsify import sparsify
 from sparsekern.training.build import build_data, build_growth, build_model, build_optimizer, build_scheduler
 from sparsekern.training.checkpoint import CheckpointError
@@ -72,7 +72,7 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
-        self.nnz = sum(layer.nnz for layer in self.model.modules() if isinstance(layer, SparseLayer))
+        self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
 
     def train_step(self, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
@@ -84,15 +84,16 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        updates = self.grow()
+        updates = [] if self.growth is None else self.growth.step()
         self.scheduler.step()
         self.step += 1
         self.totals.loss += loss.item() * len(images)
         self.totals.correct += int((logits.argmax(dim=1) == labels).sum())
         self.totals.images += len(images)
-        self.totals.replaced += sum(row["replaced"] for row in updates)
+        self.totals.replaced += sum(update.replaced for update in updates)
         self.totals.seconds += time.perf_counter() - started
-        return updates
+        # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
+        return [asdict(update) | {"step": self.step} for update in updates]
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in float32, or float64 where that is the run's dtype."""
@@ -104,9 +105,6 @@ class Trainer:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
-
-    def grow(self) -> list[dict[str, Any]]:
-        return self.growth.step() if self.growth is not None else []
 
     def finish_epoch(self) -> dict[str, Any]:
         """Tests the model and returns the epoch's row of metrics. Raises FloatingPointError if the loss diverged."""

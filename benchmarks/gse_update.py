@@ -1,0 +1,64 @@
+"""Time of one GSE update by layer width.
+
+    python benchmarks/gse_update.py [--batch 32] [--repeats 5] [--threads 1] [--widths 16384 32768 ...]
+
+A square SparseLinear with 8 edges a row, Adam, alpha 0.2. What is timed is all that an update step does
+beyond a plain one: drawing the candidates and computing their gradients inside backward, then Growth.step
+(selection, replacement of edges, transposition, moving the weight, its gradient and Adam's state). The best of
+the repeats counts. The update is O(rows + columns + edges): twice the width should take twice the time.
+"""
+
+import argparse
+import time
+
+import torch
+
+from sparsekern.growth import GSE
+from sparsekern.nn import SparseLinear
+
+EDGES_PER_ROW = 8
+
+
+def time_update(width: int, sampler: str, batch: int, repeats: int) -> tuple[float, float]:
+    """(seconds inside backward, seconds in Growth.step), each the best of the repeats."""
+    torch.manual_seed(0)
+    layer = SparseLinear(width, width, bias=False, density=EDGES_PER_ROW / width)
+    optimizer = torch.optim.Adam(layer.parameters())
+    update = GSE(layer, optimizer, sampler=sampler, interval=1, end=10**9)
+    x, grad = torch.randn(2, batch, width)
+    backward, step = [], []
+    for _ in range(repeats + 1):
+        layer.weight.grad = torch.randn_like(layer.weight)
+        optimizer.step()
+        start = time.perf_counter()
+        layer.watcher(layer, x, grad)
+        middle = time.perf_counter()
+        update.step()
+        backward.append(middle - start)
+        step.append(time.perf_counter() - middle)
+    return min(backward[1:]), min(step[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time of one GSE update by layer width")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--widths", type=int, nargs="+", default=[2**power for power in range(14, 19)])
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    print(f"{'sampler':8} {'width':>7} {'edges':>8} {'backward ms':>12} {'step ms':>8} {'total ms':>9} {'ratio':>6}")
+    for sampler in ("uniform", "grabo", "graest"):
+        before = None
+        for width in arguments.widths:
+            backward, step = time_update(width, sampler, arguments.batch, arguments.repeats)
+            total = backward + step
+            ratio = f"{total / before:6.2f}" if before else ""
+            times = f"{backward * 1e3:12.1f} {step * 1e3:8.1f} {total * 1e3:9.1f}"
+            print(f"{sampler:8} {width:7} {EDGES_PER_ROW * width:8} {times} {ratio}", flush=True)
+            before = total
+
+
+if __name__ == "__main__":
+    main()

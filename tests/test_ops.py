@@ -1,0 +1,257 @@
+"""The operators: schemas, derivatives, torch.compile, autocast, and what they refuse."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import sparsekern as sk
+from sparsekern.ops import functional
+
+LINEAR = torch.ops.sparsekern.linear
+GEOMETRIES = [
+    ((3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((3, 2), (2, 3), (2, 0), (2, 1), 2),
+    ((1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((2, 2), (3, 3), (0, 1), (1, 1), 4),
+]
+
+
+def make_linear(dtype=torch.float32, density=0.3):
+    torch.manual_seed(0)
+    pattern = sk.Pattern.random((7, 5), round(35 * density))
+    x, w, bias = torch.randn(6, 5, dtype=dtype), torch.randn(pattern.nnz, dtype=dtype), torch.randn(7, dtype=dtype)
+    return x, w, bias, pattern
+
+
+def make_conv(geometry, dtype=torch.float32):
+    torch.manual_seed(0)
+    kernel, *_, groups = geometry
+    columns = 4 // groups * kernel[0] * kernel[1]
+    pattern = sk.Pattern.random((8, columns), 8 * columns // 2)
+    x, w, bias = torch.randn(3, 4, 7, 6, dtype=dtype), torch.randn(pattern.nnz, dtype=dtype), torch.randn(8, dtype=dtype)
+    return x, w, bias, pattern
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck_linear(dtype):
+    x, w, bias, pattern = make_linear(dtype)
+    ccol, row, *_ = pattern.tensors()
+    ops = torch.ops.sparsekern
+    grad = LINEAR(x, w, bias, *pattern.tensors())
+    for op, args in (
+        (ops.linear, (x, w, bias, *pattern.tensors())),
+        (ops.linear, (x, w, None, *pattern.tensors())),
+        (ops.linear_backward, (grad, x, w, ccol, row)),
+        (ops.linear_input_grad, (grad, w, ccol, row)),
+        (ops.linear_weight_grad, (grad, x, ccol, row)),
+    ):
+        torch.library.opcheck(op, args)
+    torch.library.opcheck(ops.linear_weight_grad, (grad, x, ccol, row), {"dtype": dtype})
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_opcheck_conv2d(geometry):
+    x, w, bias, pattern = make_conv(geometry)
+    ccol, row, *_ = pattern.tensors()
+    ops = torch.ops.sparsekern
+    grad = ops.conv2d(x, w, bias, *pattern.tensors(), *geometry)
+    for op, args in (
+        (ops.conv2d, (x, w, bias, *pattern.tensors(), *geometry)),
+        (ops.conv2d_backward, (grad, x, w, ccol, row, *geometry)),
+        (ops.conv2d_input_grad, (grad, w, ccol, row, x.shape[2:], *geometry)),
+        (ops.conv2d_weight_grad, (grad, x, ccol, row, *geometry)),
+    ):
+        torch.library.opcheck(op, args)
+
+
+def assert_differentiable(function, tensors):
+    tensors = tuple(tensor.double().requires_grad_() for tensor in tensors)
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+    # Each operand alone: the fused backward is not taken then.
+    for i in range(len(tensors)):
+        alone = tuple(tensor.detach().requires_grad_(j == i) for j, tensor in enumerate(tensors))
+        assert torch.autograd.gradcheck(function, alone)
+        assert torch.autograd.gradgradcheck(function, alone)
+
+
+def test_linear_derivatives():
+    x, w, bias, pattern = make_linear()
+    assert_differentiable(lambda x, w, bias: functional.linear(x, w, pattern, bias), (x[:3], w, bias))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_conv2d_derivatives(geometry):
+    x, w, bias, pattern = make_conv(geometry)
+    assert_differentiable(
+        lambda x, w, bias: functional.conv2d(x, w, pattern, geometry, bias), (x[:1, :, :5, :4], w, bias)
+    )
+
+
+def test_third_derivative():
+    """The products' gradients are the products, however often."""
+    x, w, _, pattern = make_linear(torch.float64)
+    x, w = x[:2].requires_grad_(), w.requires_grad_()
+
+    def second(x, w):
+        y = functional.linear(x, w, pattern).pow(3).sum()
+        dx, dw = torch.autograd.grad(y, (x, w), create_graph=True)
+        return torch.autograd.grad(dx.pow(2).sum() + dw.pow(2).sum(), (x, w), create_graph=True)
+
+    assert torch.autograd.gradcheck(second, (x, w))
+
+
+def test_functional_transforms():
+    x, w, bias, pattern = make_linear(torch.float64)
+    dense = torch.zeros(7, 5, dtype=torch.float64)
+    dense[pattern.edges()] = w
+    dw = torch.func.grad(lambda w: functional.linear(x, w, pattern, bias).square().sum())(w)
+    expected = torch.func.grad(lambda d: nn.functional.linear(x, d, bias).square().sum())(dense)
+    torch.testing.assert_close(dw, expected[pattern.edges()])
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = sk.SparseConv2d(2, 6, 3, padding=1, density=0.4)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = sk.SparseLinear(6 * 16, 5, density=0.2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_fullgraph(backend):
+    torch.manual_seed(0)
+    net = Net()
+    twin = copy.deepcopy(net)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    for batch in (4, 4, 7):
+        x = torch.randn(batch, 2, 4, 4)
+        compiled(x).square().sum().backward()
+        twin(x).square().sum().backward()
+    for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_export():
+    torch.manual_seed(0)
+    net = Net().eval()
+    x = torch.randn(3, 2, 4, 4)
+    program = torch.export.export(net, (x,))
+    torch.testing.assert_close(program.module()(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    torch.manual_seed(0)
+    net = Net()
+    x = torch.randn(5, 2, 4, 4)
+    exact = net(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = net(x)
+        assert y.dtype == dtype
+        loss = y.float().square().sum()
+    loss.backward()
+    torch.testing.assert_close(y.float(), exact, atol=0.1, rtol=0.1)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_grad_of_an_expanded_output():
+    x, w, bias, pattern = make_linear()
+    w.requires_grad_()
+    functional.linear(x, w, pattern, bias).sum().backward()
+    expected = x.sum(0)[pattern.edges()[1]]
+    torch.testing.assert_close(w.grad, expected)
+
+
+def test_dynamic_batch_zero():
+    x, w, bias, pattern = make_linear()
+    w.requires_grad_()
+    y = functional.linear(x[:0], w, pattern, bias)
+    y.sum().backward()
+    assert y.shape == (0, 7)
+    assert (w.grad == 0).all()
+
+
+def raises(error, *words):
+    return pytest.raises(error, match="(?s)" + ".*".join(re.escape(word) for word in words))
+
+
+def test_refusals_name_the_argument():
+    x, w, bias, pattern = make_linear()
+    topology = pattern.tensors()
+    with raises(ValueError, "input", "(6, 4)", "5"):
+        LINEAR(x[:, :4], w, bias, *topology)
+    with raises(ValueError, "weight", str(w.numel() - 1), str(w.numel())):
+        LINEAR(x, w[1:], bias, *topology)
+    with raises(ValueError, "bias", "(6,)", "7"):
+        LINEAR(x, w, bias[1:], *topology)
+    with raises(TypeError, "weight", "float64", "float32"):
+        LINEAR(x, w.double(), bias, *topology)
+    with raises(TypeError, "input", "int64"):
+        LINEAR(x.long(), w, bias, *topology)
+    with raises(TypeError, "row_indices", "float"):
+        LINEAR(x, w, bias, topology[0], topology[1].float(), *topology[2:])
+    with raises(ValueError, "grad", "(5, 7)", "6"):
+        torch.ops.sparsekern.linear_weight_grad(torch.randn(5, 7), x, *topology[:2])
+    with raises(ValueError, "input", "(6, 4)", "5"):
+        functional.linear(x[:, :4], w, pattern)
+    geometry = GEOMETRIES[0]
+    cx, cw, _, cpattern = make_conv(geometry)
+    with raises(ValueError, "input of size (1, 1)", "kernel"):
+        functional.conv2d(cx[:, :, :1, :1], cw, cpattern, ((3, 3), (1, 1), (0, 0), (1, 1), 1))
+    with raises(ValueError, "stride", "(0, 1)"):
+        functional.conv2d(cx, cw, cpattern, ((3, 3), (0, 1), (0, 0), (1, 1), 1))
+    with raises(ValueError, "input", "(3, 3, 7, 6)", "4"):
+        functional.conv2d(cx[:, :3], cw, cpattern, geometry)
+
+
+def broken_topologies(pattern):
+    """The five tensors with one thing wrong each, and a word that the error must say."""
+    names = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "permutation")
+    for i, name in enumerate(names):
+        for value in (-1, 10**6):
+            tensors = [tensor.clone() for tensor in pattern.tensors()]
+            tensors[i][tensors[i].numel() // 2] = value
+            yield tensors, name
+    tensors = [tensor.clone() for tensor in pattern.tensors()]
+    tensors[4][:2] = tensors[4][:2].flip(0)
+    yield tensors, "permutation"
+    tensors = [tensor.clone() for tensor in pattern.tensors()]
+    tensors[0][-1] += 1
+    yield tensors, "ccol_indices"
+
+
+def test_wrong_indices_raise():
+    x, w, bias, pattern = make_linear(density=0.6)
+    for tensors, _ in broken_topologies(pattern):
+        with pytest.raises(ValueError):
+            LINEAR(x, w, bias, *tensors)
+    grad = torch.randn(6, 7)
+    for tensors, name in broken_topologies(pattern):
+        if name in ("ccol_indices", "row_indices"):
+            with raises(ValueError, name):
+                torch.ops.sparsekern.linear_backward(grad, x, w, *tensors[:2])
+
+
+def test_an_index_made_wrong_after_use_raises():
+    x, w, bias, pattern = make_linear(density=0.6)
+    LINEAR(x, w, bias, *pattern.tensors())
+    pattern.col_indices[3] = 10**6
+    with raises(ValueError, "col_indices"):
+        LINEAR(x, w, bias, *pattern.tensors())
+
+
+def test_changing_the_topology_between_forward_and_backward_raises():
+    torch.manual_seed(0)
+    layer = sk.SparseLinear(5, 7, density=0.3)
+    y = layer(torch.randn(3, 5))
+    layer.set_pattern(sk.Pattern.random((7, 5), layer.nnz))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
