@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.readme import MARKED, updated
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -72,6 +74,13 @@ def test_other_commands_exist(tmp_path):
         else:
             assert words[:2] == ["pip", "install"], line
             assert "torch" in line or words[2:] == ["--no-build-isolation", "."], line
+
+
+def test_its_tables_are_the_measured_ones():
+    assert len(MARKED.findall(TEXT)) == TEXT.count("<!-- tables of")
+    for _, page, shown, _ in MARKED.findall(TEXT):
+        assert shown.count("\n|") > 3, f"{page} is not shown: python -m benchmarks.readme"
+    assert updated(TEXT) == TEXT, "python -m benchmarks.readme"
 
 
 def test_links_lead_to_files():
