@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks.readme import MARKED, updated
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -18,7 +21,7 @@ INLINE = re.findall(r"`((?:make|python -m|pip|sparsekern) [^`]+)`", TEXT.replace
 
 
 def run(command, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -31,10 +34,13 @@ def test_every_block_has_a_language_that_is_tested():
 
 def test_the_python_runs_and_learns(capsys):
     pytest.importorskip("sklearn")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what the network is this small for
     scope = {}
     for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "README.md", "exec"), scope)
+    torch.set_num_threads(threads)
     assert "total of the replaced" in capsys.readouterr().out
     assert scope["loss"].item() < 0.5  # from log(10)
     assert scope["layer"].weight.shape == (7373,)
@@ -68,6 +74,13 @@ def test_other_commands_exist(tmp_path):
         else:
             assert words[:2] == ["pip", "install"], line
             assert "torch" in line or words[2:] == ["--no-build-isolation", "."], line
+
+
+def test_its_tables_are_the_measured_ones():
+    assert len(MARKED.findall(TEXT)) == TEXT.count("<!-- tables of")
+    for _, page, shown, _ in MARKED.findall(TEXT):
+        assert shown.count("\n|") > 3, f"{page} is not shown: python -m benchmarks.readme"
+    assert updated(TEXT) == TEXT, "python -m benchmarks.readme"
 
 
 def test_links_lead_to_files():
