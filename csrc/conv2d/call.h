@@ -1,0 +1,130 @@
+// What the products of conv2d share: the call's memory and threads, and how work is dealt to them.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <type_traits>
+
+#include "conv2d/conv2d.h"
+#include "conv2d/kernels.h"
+#include "conv2d/layout.h"
+#include "isa/isa.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace sparsekern {
+
+extern Conv2dLimits conv2d_limits;
+
+template <class A>
+inline const Conv2dKernels<A>& kernels_of(const IsaKernels& isa) {
+  if constexpr (std::is_same_v<A, float>) return isa.conv2d_f32;
+  else return isa.conv2d_f64;
+}
+
+// Slots of the calling thread's scratch.
+enum Slot : size_t {
+  kPointers, kWeights, kEdges, kStarts, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes, kPartials,
+};
+
+// What a row costs besides its edges, in edges.
+constexpr int64_t kRowCost = 4;
+// What moving an element of an activation costs, in multiply-adds.
+constexpr int64_t kElementCost = 4;
+
+// Every call's view of its tensors, memory and threads.
+template <class A>
+struct Call {
+  const Conv2dShape& shape;
+  const int64_t edge_count;
+  const Conv2dKernels<A>& kernels = kernels_of<A>(active_isa());
+  Scratch& scratch = Scratch::of_this_thread();
+  const Conv2dLimits limit = conv2d_limits;
+  int64_t threads;
+
+  Call(const Conv2dShape& shape, int64_t edges) : shape(shape), edge_count(edges) {
+    const int64_t work = shape.batch * (edges * shape.out_pixels() + kElementCost * activations());
+    threads = std::clamp<int64_t>(work / limit.thread_work, 1, num_threads());
+  }
+
+  // Elements of an image's input and output.
+  int64_t activations() const {
+    return shape.channels * shape.pixels() + shape.out_channels * shape.out_pixels();
+  }
+
+  template <class T>
+  T* get(Slot slot, int64_t count) const {
+    return scratch.get<T>(slot, static_cast<size_t>(count));
+  }
+
+  const int64_t* pointers(IndexRef index, int64_t count) const {
+    if (index.is_64) return static_cast<const int64_t*>(index.data);
+    int64_t* widened = get<int64_t>(kPointers, count);
+    std::copy_n(static_cast<const int32_t*>(index.data), count, widened);
+    return widened;
+  }
+
+  // A vector of values in the type that they are multiplied in.
+  const A* widened(TensorRef tensor, int64_t count, Slot slot) const {
+    if (tensor.dtype == native()) return static_cast<const A*>(tensor.data);
+    A* to = get<A>(slot, count);
+    const char* from = static_cast<const char*>(tensor.data);
+    parallel_ranges(count, 1 << 16, [&](int64_t begin, int64_t end) {
+      kernels.widen[static_cast<int>(tensor.dtype)](from + begin * size_of(tensor.dtype), 1, end - begin, to + begin);
+    });
+    return to;
+  }
+
+  static DType native() { return std::is_same_v<A, float> ? DType::f32 : DType::f64; }
+
+  bool direct(DType activations) const {
+    const auto plain = [](const Axis& axis) {
+      return axis.taps.size() == 1 && axis.stride == 1 && axis.padding == 0;
+    };
+    return plain(shape.y) && plain(shape.x) && activations == native() && shape.pixels() >= 4 * kernels.lanes;
+  }
+};
+
+// Part `part` of `parts` of the rows, about equal in work.
+inline Span share_of_rows(const int64_t* starts, int64_t rows, int64_t part, int64_t parts) {
+  const auto cut = [&](int64_t p) {
+    const int64_t goal = (starts[rows] + kRowCost * rows) * p / parts;
+    int64_t low = 0, high = rows;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (starts[middle] + kRowCost * middle < goal) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  return {part == 0 ? 0 : cut(part), part + 1 == parts ? rows : cut(part + 1)};
+}
+
+inline Span share(int64_t size, int64_t part, int64_t parts) { return {size * part / parts, size * (part + 1) / parts}; }
+
+// How a batch's tiles are dealt to threads: several tiles at once, each by one thread, where the tiles share
+// out evenly and each thread can have its own sums; else one tile after another, all threads on its channels.
+struct Teams {
+  int64_t count, size;
+
+  static Teams of(int64_t tiles, int64_t threads, bool own_sums_fit) {
+    const int64_t rounds = (tiles + threads - 1) / threads;
+    const bool even = tiles * 10 >= rounds * threads * 8;
+    if (threads > 1 && (!even || !own_sums_fit)) return {1, threads};
+    return {std::min(tiles, threads), 1};
+  }
+};
+
+// Whether one tile's planes have their gaps where the other's have them.
+inline bool same_layout(const Tile& a, const Tile& b) {
+  return a.rows.begin == b.rows.begin && a.images.length() == b.images.length();
+}
+
+// Edges' offsets are 32 bits wide; tiles keep planes far smaller unless a single row of pixels is not.
+inline void check_offsets(int64_t elements) {
+  if (elements > std::numeric_limits<int32_t>::max())
+    throw std::length_error("conv2d: a row of pixels of all channels is too large to address with 32 bits");
+}
+
+}  // namespace sparsekern

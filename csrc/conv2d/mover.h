@@ -1,0 +1,68 @@
+// Copies between tensors and planes.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "conv2d/conv2d.h"
+#include "conv2d/kernels.h"
+#include "conv2d/layout.h"
+
+namespace sparsekern {
+
+// A result larger than this is written past the caches: it would not stay in them until it is read.
+constexpr int64_t kStreamElements = 1 << 19;
+
+// One tensor seen from the tiles: copies channels between it and planes.
+template <class A>
+struct Mover {
+  const Conv2dKernels<A>& kernels;
+  TensorRef tensor;
+  int64_t channels, pixels;
+  TileKind kind;
+  int64_t unit;
+  bool stream;  // unpack past the caches
+
+  char* at(int64_t element) const { return static_cast<char*>(tensor.data) + element * size_of(tensor.dtype); }
+  int64_t image_stride() const { return channels * pixels; }
+
+  LaneCopy<A> lane_copy(const Layout& layout, const Tile& tile, Span range, A* planes) const {
+    return {at(tile.images.begin * image_stride()), image_stride(), pixels, range.begin, range.end,
+            static_cast<int>(tile.images.length()), layout.pixels.begin, layout.pixels.length(), layout.place.data(),
+            planes, layout.plane_size * unit, stream};
+  }
+
+  void clear_gaps(const Layout& layout, Span range, A* planes) const {
+    for (int64_t c = range.begin; c < range.end; ++c)
+      for (const Span& gap : layout.gaps)
+        std::fill_n(planes + (c * layout.plane_size + gap.begin) * unit, gap.length() * unit, A(0));
+  }
+
+  void pack(const Layout& layout, const Tile& tile, Span range, A* planes) const {
+    const int d = static_cast<int>(tensor.dtype);
+    if (kind == TileKind::lane) return kernels.pack_lanes[d](lane_copy(layout, tile, range, planes));
+    for (int64_t c = range.begin; c < range.end; ++c)
+      for (const Run& run : layout.runs)
+        kernels.widen[d](at((tile.images.begin + run.image) * image_stride() + c * pixels + run.pixel), run.step,
+                         run.length, planes + c * layout.plane_size + run.at);
+  }
+
+  // Pixels that the planes do not hold become zero.
+  void unpack(const Layout& layout, const Tile& tile, Span range, A* planes) const {
+    const int d = static_cast<int>(tensor.dtype);
+    if (kind == TileKind::lane) return kernels.unpack_lanes[d](lane_copy(layout, tile, range, planes));
+    int64_t held = 0;
+    for (const Run& run : layout.runs) held += run.length;
+    const bool complete = held == tile.images.length() * layout.pixels.length();
+    for (int64_t c = range.begin; c < range.end; ++c) {
+      for (int64_t n = tile.images.begin; !complete && n < tile.images.end; ++n)
+        std::memset(at(n * image_stride() + c * pixels + layout.pixels.begin), 0,
+                    layout.pixels.length() * size_of(tensor.dtype));
+      for (const Run& run : layout.runs)
+        kernels.narrow[d](planes + c * layout.plane_size + run.at, run.length, run.step,
+                          at((tile.images.begin + run.image) * image_stride() + c * pixels + run.pixel));
+    }
+  }
+};
+
+}  // namespace sparsekern
