@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,19 @@ def test_resume_keeps_the_runs_own_configuration(whole, capsys):
     assert "optimizer.lr is None, not 0.5" in capsys.readouterr().err
 
 
+def test_resume_takes_no_other_output(whole, capsys):
+    path, _ = whole
+    assert main(["train", "--resume", str(path), "--output", "elsewhere"]) == 1
+    assert "it takes no --output" in capsys.readouterr().err
+
+
+def test_a_moved_run_and_its_twin_are_still_whole(whole, tmp_path, capsys):
+    path, _ = whole
+    shutil.copytree(path, tmp_path / "moved")
+    assert main(["train", "--resume", str(tmp_path / "moved")]) == 0
+    assert "dense twin" in capsys.readouterr().out
+
+
 def test_nothing_to_resume(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path)]) == 1
     assert "it has no config.json" in capsys.readouterr().err
@@ -186,6 +200,11 @@ def test_bad_command_lines(arguments, message, capsys):
     assert code == 2
     captured = capsys.readouterr()
     assert message in " ".join((captured.err + captured.out).replace("│", " ").split())
+
+
+def test_device_that_is_not_there(capsys):
+    assert main([*TINY, "--device", "cuda:99"]) == 1
+    assert "device 'cuda:99' cannot be used" in capsys.readouterr().err
 
 
 def test_help_lists_the_commands(capsys):

@@ -19,6 +19,7 @@ from sparsekern.training.config import (
     TrainConfig,
 )
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.load import load_model
 from sparsekern.training.memory import measure_memory
 from sparsekern.training.metrics import CsvLog, read_csv
 from sparsekern.training.trainer import Trainer
@@ -228,7 +229,10 @@ def test_diverged_loss_ends_the_run():
 
 def saved_trainer(tmp_path, **changes):
     config = make_config("mlp", **changes)
-    trainer, folder = Trainer(config), RunFolder.create(dataclasses.replace(config, run=RunConfig(output=tmp_path)))
+    trainer, folder = (
+        Trainer(config),
+        RunFolder.create(dataclasses.replace(config, run=RunConfig(epochs=1, output=tmp_path))),
+    )
     train_steps(trainer, 2)
     folder.save(trainer)
     return config, folder
@@ -237,7 +241,7 @@ def saved_trainer(tmp_path, **changes):
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     _, folder = saved_trainer(tmp_path)
     other = Trainer(make_config("resnet"))
-    with pytest.raises(CheckpointError, match=r"cannot be resumed.*another run.*model\.name is 'mlp', here .*'resnet'"):
+    with pytest.raises(CheckpointError, match=r"cannot be used.*another run.*model\.name is 'mlp', here .*'resnet'"):
         folder.restore(other)
 
 
@@ -248,6 +252,18 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     save_checkpoint(folder.checkpoint, state)
     with pytest.raises(CheckpointError, match=r"(?s)do not fit this run.*head\.bias"):
         folder.restore(Trainer(config))
+
+
+def test_load_model(tmp_path):
+    config, folder = saved_trainer(tmp_path)
+    trainer = Trainer(config)
+    folder.restore(trainer)
+    images = trainer.data.test_images
+    loaded = load_model(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trainer.model.eval()(images))
+    with pytest.raises(FileNotFoundError, match="it has no config"):
+        load_model(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("damage", ["out of range", "duplicate", "unsorted", "negative"])
@@ -288,6 +304,8 @@ def test_csv_log(tmp_path):
     log.append([])
     log.append([{"step": 2, "layer": "b"}, {"step": 3, "layer": "c"}])
     assert [row["layer"] for row in read_csv(log.path)] == ['with "quotes", commas', "b", "c"]
+    with log.path.open("a") as file:
+        file.write("1")  # a kill in the middle of a row
     log.cut(2)
     assert [row["layer"] for row in read_csv(log.path)] == ['with "quotes", commas', "b"]
 

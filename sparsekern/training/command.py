@@ -62,6 +62,8 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
             f"--resume goes on under the run's own configuration, where {option} is {kept!r}, not {asked!r}; "
             f"only {', '.join(CHANGEABLE_ON_RESUME)} may change"
         )
+    if config.run.output != saved.run.output:
+        raise ValueError(f"--resume goes on in {path}; it takes no --output")
     return resume(config, folder), folder
 
 

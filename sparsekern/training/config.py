@@ -238,11 +238,11 @@ class TrainConfig:
         return cls(**built)
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """What of the run itself differs: {"section.option": (mine, theirs)}, without CHANGEABLE_ON_RESUME."""
+        """What differs: {"section.option": (mine, theirs)}, but for CHANGEABLE_ON_RESUME and where the folder is."""
         mine, theirs = self.to_dict(), other.to_dict()
         return {
             f"{section}.{name}": (value, theirs[section][name])
             for section, values in mine.items()
             for name, value in values.items()
-            if value != theirs[section][name] and not (section == "run" and name in CHANGEABLE_ON_RESUME)
+            if value != theirs[section][name] and not (section == "run" and name in (*CHANGEABLE_ON_RESUME, "output"))
         }

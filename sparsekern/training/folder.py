@@ -55,7 +55,7 @@ class RunFolder:
     def load_config(self) -> TrainConfig:
         """Raises FileNotFoundError where there is no run, ValueError for a config.json that cannot be read."""
         if not self.config.is_file():
-            raise FileNotFoundError(f"no run to resume at {self.path}: it has no config.json")
+            raise FileNotFoundError(f"no run at {self.path}: it has no config.json")
         try:
             return TrainConfig.from_dict(json.loads(self.config.read_text()))
         except (ValueError, TypeError, AttributeError) as error:
@@ -64,13 +64,19 @@ class RunFolder:
     def save(self, trainer: Trainer) -> None:
         save_checkpoint(self.checkpoint, trainer.state_dict())
 
-    def restore(self, trainer: Trainer) -> None:
-        """Brings `trainer` to the checkpoint, and the CSVs back to its step."""
+    def load(self, trainer: Trainer) -> None:
+        """Brings `trainer` to the checkpoint. Raises FileNotFoundError or CheckpointError."""
         state = load_checkpoint(self.checkpoint)
         try:
             trainer.load_state_dict(state)
         except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoint} cannot be resumed: {error}") from error
+            raise CheckpointError(f"{self.checkpoint} cannot be used: {error}") from error
+
+    def restore(self, trainer: Trainer) -> None:
+        """Loads `trainer`, cuts the CSVs back to its step and removes what a killed save left."""
+        self.load(trainer)
+        for unfinished in self.path.glob(".*.tmp"):
+            unfinished.unlink()
         self.metrics.cut(trainer.step)
         self.topology.cut(trainer.step)
 

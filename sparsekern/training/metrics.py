@@ -30,7 +30,9 @@ class CsvLog:
     def cut(self, step: int) -> None:
         """Removes the rows after `step`: what a run wrote after the checkpoint that it now resumes from."""
         if self.path.exists():
-            kept = [row for row in read_csv(self.path) if int(row["step"]) <= step]
+            # A row cut short by a kill has fields that are None.
+            whole = [row for row in read_csv(self.path) if None not in row.values()]
+            kept = [row for row in whole if int(row["step"]) <= step]
             replace_file(self.path, lambda aside: CsvLog(aside, self.columns).append(kept))
 
 

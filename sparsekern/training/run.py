@@ -42,6 +42,10 @@ def resume(config: TrainConfig, folder: RunFolder) -> Trainer:
 def build(config: TrainConfig) -> Trainer:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    try:
+        torch.empty(0, device=config.run.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {config.run.device!r} cannot be used: {error}") from error
     return Trainer(config)
 
 

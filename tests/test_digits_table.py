@@ -1,0 +1,33 @@
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("digits_table", ROOT / "benchmarks" / "digits_table.py")
+digits_table = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(digits_table)
+
+
+@pytest.fixture
+def results():
+    return json.loads(digits_table.RESULTS.read_text())
+
+
+def test_the_page_is_made_from_the_results(results):
+    assert digits_table.PAGE.read_text() == digits_table.render(results)
+
+
+def test_every_run_of_the_table_was_made(results):
+    made = {(run["method"], run["density"], run["seed"]) for run in results["runs"]}
+    assert made == {(run.method, run.density, run.seed) for run in digits_table.all_runs()}
+
+
+@pytest.mark.parametrize("method", ["gse-uniform", "gse-grabo", "gse-graest"])
+@pytest.mark.parametrize("baseline", ["static", "set"])
+@pytest.mark.parametrize("density", digits_table.DENSITIES)
+def test_gse_is_not_worse_beyond_a_standard_deviation(results, method, baseline, density):
+    ours, theirs = (digits_table.accuracies(results, name, density) for name in (method, baseline))
+    assert statistics.mean(ours) >= statistics.mean(theirs) - max(statistics.stdev(ours), statistics.stdev(theirs))
