@@ -25,7 +25,7 @@ SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 train: build
 	@$(RUN) tools/check_machine.py train
-	$(RUN) -m sparsekern train $(ARGS)
+	$(RUN) -m sparsekern train --twin $(ARGS)
 
 test: lint
 	@$(RUN) tools/check_machine.py test

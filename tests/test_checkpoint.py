@@ -92,7 +92,7 @@ def test_every_flipped_bit_is_an_error(saved):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone"):
         load_checkpoint(tmp_path / "gone")
 
 
@@ -106,7 +106,7 @@ def test_newer_format(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "VERSION", checkpoint.VERSION + 1)
     save_checkpoint(tmp_path / "x", make_state())
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2, newer than format 1 .*upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 2, newer than format 1 .*upgrade"):
         load_checkpoint(tmp_path / "x")
 
 

@@ -12,9 +12,8 @@ import torch
 from sparsekern.cli import main
 from sparsekern.training.checkpoint import load_checkpoint
 
-TINY = (
-    "train --model resnet --width 4 --depth 8 --epochs 3 --batch-size 128 --density 0.2 --interval 4 --threads 1".split()
-)
+TINY = ["train", "--model", "resnet", "--width", "4", "--depth", "8", "--epochs", "3", "--batch-size", "128"]
+TINY += ["--density", "0.2", "--interval", "4", "--threads", "1"]
 STEPS_PER_EPOCH = 1438 // 128
 
 

@@ -83,7 +83,7 @@ def test_resumed_order_and_shifts_are_the_same(stop):
 
 
 def test_state_of_another_set_is_refused():
-    with pytest.raises(ValueError, match="23 samples.*has 30"):
+    with pytest.raises(ValueError, match=r"23 samples.*has 30"):
         make_loader(count=30).load_state_dict(make_loader().state_dict())
 
 

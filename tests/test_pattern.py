@@ -1,6 +1,7 @@
 import copy
 import gc
 import io
+import itertools
 import pickle
 import time
 
@@ -240,13 +241,13 @@ def test_storage_checks():
             check_tensors(*changed(lambda t: t.repeat_interleave(2)[::2]))
         with pytest.raises(ValueError, match=f"{name} must be contiguous|elements"):
             check_tensors(*changed(lambda t: t.view(1, -1)))
-        with pytest.raises(ValueError, match="_indices|permutation"):
+        with pytest.raises(ValueError, match=r"_indices|permutation"):
             check_tensors(*changed(lambda t: t[:-1]))
     with pytest.raises(TypeError, match="crow_indices must have ccol_indices' dtype"):
         check_tensors(good.tensors()[0], good.tensors()[1], good.crow_indices.long(), *good.tensors()[3:])
-    with pytest.raises(TypeError, match="row_indices must have dtype torch.int32"):
+    with pytest.raises(TypeError, match=r"row_indices must have dtype torch.int32"):
         check_csc(good.ccol_indices, good.row_indices.long(), 5)
-    with pytest.raises(ValueError, match="row_indices' device|ccol_indices' device"):
+    with pytest.raises(ValueError, match=r"row_indices' device|ccol_indices' device"):
         check_csc(good.ccol_indices.to("meta"), good.row_indices, 5)
 
 
@@ -441,9 +442,9 @@ def compressed(draw):
 def is_good(major, minor, pointers, indices):
     if len(pointers) != major + 1 or pointers[0] != 0 or pointers[-1] != len(indices):
         return False
-    if any(a > b for a, b in zip(pointers, pointers[1:], strict=False)):
+    if any(a > b for a, b in itertools.pairwise(pointers)):
         return False
-    runs = [indices[a:b] for a, b in zip(pointers, pointers[1:], strict=False)]
+    runs = [indices[a:b] for a, b in itertools.pairwise(pointers)]
     return all(all(0 <= i < minor for i in run) and run == sorted(set(run)) for run in runs)
 
 
@@ -459,6 +460,6 @@ def test_generated_input_is_right_or_raises(given_input, by_row):
             construct(shape, *tensors)
         return
     mask = np.zeros((major, minor), dtype=bool)
-    for i, (begin, end) in enumerate(zip(pointers, pointers[1:], strict=False)):
+    for i, (begin, end) in enumerate(itertools.pairwise(pointers)):
         mask[i, indices[begin:end]] = True
     assert_is(construct(shape, *tensors), mask if by_row else mask.T)

@@ -180,6 +180,15 @@ std::vector<Block> Planes::forward_blocks(const Tile& tile, int most) const {
     return flat_blocks((tile.images.length() - 1) * image_size + rows * pitch + shape.x.out, most, false);
   }
   std::vector<Block> blocks;
+  const int64_t half = most / 2, pixels = tile.rows.length() * shape.x.out;
+  if (shape.x.out > most && shape.x.out % most != 0 && shape.x.out % half == 0 && pixels % most == 0) {
+    // Two half rows of a block may lie on different rows of pixels: full blocks, whole cache lines of results.
+    const auto at = [&](int64_t q) { return (q / shape.x.out * pitch + q % shape.x.out) * unit; };
+    for (int64_t q = 0; q < pixels; q += most)
+      blocks.push_back({1, static_cast<int>(half), at(q), at(q + half) - at(q), (half - 1) * unit, 0,
+                        tile.rows.begin * shape.x.out + q});
+    return blocks;
+  }
   add_blocks(blocks, tile.rows, {0, shape.x.out}, tile.rows.begin, shape.x.out, most);
   return blocks;
 }

@@ -120,50 +120,151 @@ struct IntsTo<0, I...> {
   using type = Ints<I...>;
 };
 
-// Where lane `lane` of a butterfly step comes from: the step swaps the odd blocks (of `block` lanes) of a with
-// the even blocks of b; `high` picks the second of its two results.
-constexpr int butterfly_source(int lane, int block, int lanes, bool high) {
-  const bool odd = (lane / block) % 2 == 1;
-  return high ? (odd ? lane + lanes : lane + block) : (odd ? lane + lanes - block : lane);
+// The square transposition goes in two parts that processors have cheap shuffles for: within the vectors' 16-byte
+// groups, then of whole groups. kGroup is a group's lanes, kGroups a vector's groups.
+template <class A>
+constexpr int kGroup = 16 / static_cast<int>(sizeof(A));
+template <class A>
+constexpr int kGroups = kLanes<A> / kGroup<A>;
+
+// Interleaves, within each group, blocks of `block` lanes from the group's lower (or upper) half of a and b.
+constexpr int interleave_source(int lane, int block, int group, int lanes, bool upper) {
+  const int in_group = lane % group;
+  const int from = (in_group / (2 * block)) * block + in_group % block + (upper ? group / 2 : 0);
+  return lane - in_group + from + ((in_group / block) % 2 ? lanes : 0);
 }
-template <class A, int Block, bool High, int... I>
-SK_INLINE Vec<A> butterfly(Vec<A> a, Vec<A> b, Ints<I...>) {
-  return shuffle<A, butterfly_source(I, Block, kLanes<A>, High)...>(a, b);
-}
-template <class A, int Block, bool High>
-SK_INLINE Vec<A> butterfly(Vec<A> a, Vec<A> b) {
-  return butterfly<A, Block, High>(a, b, typename IntsTo<kLanes<A>>::type{});
+// The even (or odd) groups of a, then those of b.
+constexpr int gather_groups_source(int lane, int group, bool odd) {
+  return (lane / group * 2 + (odd ? 1 : 0)) * group + lane % group;
 }
 
-// Transposes a square of kLanes<A> vectors in registers: log2(lanes) butterfly steps of ever larger blocks.
-template <class A, int Block = 1>
+template <class A, int Block, bool Upper, int... I>
+SK_INLINE Vec<A> interleave(Vec<A> a, Vec<A> b, Ints<I...>) {
+  return shuffle<A, interleave_source(I, Block, kGroup<A>, kLanes<A>, Upper)...>(a, b);
+}
+template <class A, int Block, bool Upper>
+SK_INLINE Vec<A> interleave(Vec<A> a, Vec<A> b) {
+  return interleave<A, Block, Upper>(a, b, typename IntsTo<kLanes<A>>::type{});
+}
+template <class A, bool Odd, int... I>
+SK_INLINE Vec<A> gather_groups(Vec<A> a, Vec<A> b, Ints<I...>) {
+  return shuffle<A, gather_groups_source(I, kGroup<A>, Odd)...>(a, b);
+}
+template <class A, bool Odd>
+SK_INLINE Vec<A> gather_groups(Vec<A> a, Vec<A> b) {
+  return gather_groups<A, Odd>(a, b, typename IntsTo<kLanes<A>>::type{});
+}
+
+// Transposes a square of kLanes<A> vectors in registers.
+template <class A>
 SK_INLINE void transpose(Vec<A>* r) {
-  if constexpr (Block < kLanes<A>) {
-    SK_UNROLL
-    for (int i = 0; i < kLanes<A>; ++i) {
-      if (i & Block) continue;
-      const Vec<A> low = butterfly<A, Block, false>(r[i], r[i + Block]);
-      const Vec<A> high = butterfly<A, Block, true>(r[i], r[i + Block]);
-      r[i] = low;
-      r[i + Block] = high;
+  constexpr int L = kGroup<A>, G = kGroups<A>;
+  // Squares of L x L within the groups: afterwards group g of r[L * q + p] is column L * g + p of rows L * q on.
+  SK_UNROLL
+  for (int q = 0; q < G; ++q) {
+    Vec<A>* s = r + L * q;
+    if constexpr (L == 2) {
+      const Vec<A> low = interleave<A, 1, false>(s[0], s[1]);
+      s[1] = interleave<A, 1, true>(s[0], s[1]);
+      s[0] = low;
+    } else {
+      const Vec<A> low01 = interleave<A, 1, false>(s[0], s[1]), high01 = interleave<A, 1, true>(s[0], s[1]);
+      const Vec<A> low23 = interleave<A, 1, false>(s[2], s[3]), high23 = interleave<A, 1, true>(s[2], s[3]);
+      s[0] = interleave<A, 2, false>(low01, low23);
+      s[1] = interleave<A, 2, true>(low01, low23);
+      s[2] = interleave<A, 2, false>(high01, high23);
+      s[3] = interleave<A, 2, true>(high01, high23);
     }
-    transpose<A, Block * 2>(r);
+  }
+  // The G x G squares of groups.
+  SK_UNROLL
+  for (int p = 0; p < L; ++p) {
+    if constexpr (G == 2) {
+      const Vec<A> even = gather_groups<A, false>(r[p], r[L + p]);
+      r[L + p] = gather_groups<A, true>(r[p], r[L + p]);
+      r[p] = even;
+    } else if constexpr (G == 4) {
+      const Vec<A> a0 = gather_groups<A, false>(r[p], r[L + p]), a1 = gather_groups<A, true>(r[p], r[L + p]);
+      const Vec<A> b0 = gather_groups<A, false>(r[2 * L + p], r[3 * L + p]);
+      const Vec<A> b1 = gather_groups<A, true>(r[2 * L + p], r[3 * L + p]);
+      r[p] = gather_groups<A, false>(a0, b0);
+      r[L + p] = gather_groups<A, false>(a1, b1);
+      r[2 * L + p] = gather_groups<A, true>(a0, b0);
+      r[3 * L + p] = gather_groups<A, true>(a1, b1);
+    }
   }
 }
 
 // Lane i of the result is the sum of the lanes of r[i]: the transposition's tree, with additions on the way.
-template <class A, int Block = 1>
+template <class A>
 SK_INLINE Vec<A> sum_each(Vec<A>* r) {
-  if constexpr (Block < kLanes<A>) {
-    SK_UNROLL
-    for (int i = 0; i < kLanes<A>; i += 2 * Block) {
-      r[i] = butterfly<A, Block, false>(r[i], r[i + Block]) + butterfly<A, Block, true>(r[i], r[i + Block]);
+  constexpr int L = kGroup<A>, G = kGroups<A>;
+  Vec<A> rows[G];
+  SK_UNROLL
+  for (int q = 0; q < G; ++q) {
+    Vec<A>* s = r + L * q;
+    const Vec<A> first = interleave<A, 1, false>(s[0], s[1]) + interleave<A, 1, true>(s[0], s[1]);
+    if constexpr (L == 2) {
+      rows[q] = first;
+    } else {
+      const Vec<A> second = interleave<A, 1, false>(s[2], s[3]) + interleave<A, 1, true>(s[2], s[3]);
+      rows[q] = interleave<A, 2, false>(first, second) + interleave<A, 2, true>(first, second);
     }
-    return sum_each<A, Block * 2>(r);
-  } else {
-    return r[0];
+  }
+  if constexpr (G == 1) return rows[0];
+  if constexpr (G == 2) return gather_groups<A, false>(rows[0], rows[1]) + gather_groups<A, true>(rows[0], rows[1]);
+  if constexpr (G == 4) {
+    const Vec<A> a = gather_groups<A, false>(rows[0], rows[1]) + gather_groups<A, true>(rows[0], rows[1]);
+    const Vec<A> b = gather_groups<A, false>(rows[2], rows[3]) + gather_groups<A, true>(rows[2], rows[3]);
+    return gather_groups<A, false>(a, b) + gather_groups<A, true>(a, b);
   }
 }
+
+// Lanes [0, count) from and to memory, not touching what lies after them. 0 < count < kLanes<A>.
+#if defined(__AVX512F__)
+SK_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+}
+SK_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+}
+SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
+}
+SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+}
+#elif defined(__AVX2__)
+SK_INLINE __m256i first_of_8(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SK_INLINE __m256i first_of_4(int64_t count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+SK_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_of_8(count));
+}
+SK_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_of_4(count));
+}
+SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm256_maskstore_ps(p, first_of_8(count), (__m256)v);
+}
+SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  _mm256_maskstore_pd(p, first_of_4(count), (__m256d)v);
+}
+#else
+template <class A>
+SK_INLINE Vec<A> load_first(const A* p, int64_t count) {
+  Vec<A> v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+template <class A>
+SK_INLINE void store_first(A* p, Vec<A> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+#endif
 
 // kLanes<A> elements of type T from memory (any alignment), widened.
 template <class A, class T>
@@ -180,6 +281,8 @@ SK_INLINE Vec<A> load_widened(const T* p) {
 template <class A, class T>
 SK_INLINE Vec<A> load_widened(const T* p, int64_t count) {
   if (count >= kLanes<A>) return load_widened<A>(p);
+  if (count <= 0) return Vec<A>{};
+  if constexpr (sizeof(T) == sizeof(A)) return load_first(reinterpret_cast<const A*>(p), count);
   alignas(SK_VECTOR_BYTES) A lanes[kLanes<A>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = widen(p[i]);
   return load<A>(lanes);
@@ -200,6 +303,8 @@ SK_INLINE void store_narrowed(T* p, Vec<A> v) {
 template <class A, class T>
 SK_INLINE void store_narrowed(T* p, Vec<A> v, int64_t count) {
   if (count >= kLanes<A>) return store_narrowed<A>(p, v);
+  if (count <= 0) return;
+  if constexpr (sizeof(T) == sizeof(A)) return store_first(reinterpret_cast<A*>(p), v, count);
   alignas(SK_VECTOR_BYTES) A lanes[kLanes<A>];
   store<A>(lanes, v);
   for (int64_t i = 0; i < count; ++i) narrow(lanes[i], p + i);

@@ -19,6 +19,7 @@ struct Tokens {
   void* data;      // first token of the tile; null where the matrix is not wanted
   int64_t stride;  // elements from token to token
   int64_t count;   // tokens in the tile, at most vectors * lanes
+  bool stream;     // written past the caches; rows then begin on cache lines
 };
 
 // A run of the product over the edges whose gathered feature lies in one panel of the tile. The edges of

@@ -16,6 +16,8 @@ namespace {
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
 
+// Results from this size on are written past the caches.
+constexpr int64_t kStreamBytes = 4 << 20;
 // A product with this many tiles goes over packed edges; with panels, whose edges lie apart, it pays sooner.
 constexpr int64_t kPackTiles = 4;
 constexpr int64_t kPackPanelTiles = 2;
@@ -59,9 +61,16 @@ const A* widened(const Values& values, const Topology& t, bool permuted, Scratch
   return wide;
 }
 
-Tokens tokens_of(const Activations& x, const TokenTile& tile) {
+Tokens tokens_of(const Activations& x, const TokenTile& tile, bool stream = false) {
   char* data = static_cast<char*>(x.data);
-  return {x.dtype, data ? data + tile.begin * x.stride * size_of(x.dtype) : nullptr, x.stride, tile.count};
+  const int64_t row_bytes = x.stride * static_cast<int64_t>(size_of(x.dtype));
+  return {x.dtype, data ? data + tile.begin * row_bytes : nullptr, x.stride, tile.count, stream};
+}
+
+// Whether a result of so many tokens is too large to be found in a cache by whoever reads it next.
+bool streams(const Activations& y, int64_t tokens) {
+  const int64_t row_bytes = y.stride * static_cast<int64_t>(size_of(y.dtype));
+  return tokens * row_bytes >= kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0;
 }
 
 // The tiles of a product and the memory that each needs. `by_tokens`: threads share out the tiles, and each
@@ -164,10 +173,12 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   const Edges<A> edges(panels, t, t.rows, values, plan.tile_count(), scratch);
   const int64_t threads = num_threads();
   const bool by_tokens = threads == 1 || plan.tile_count() >= 2 * threads;
+  const bool stream = streams(y, tokens);
   run_tiles<A>(plan, edges.panels, x, t.columns, crow, t.rows, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
                    int64_t end) {
-                 k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums, tokens_of(y, tile), tile.vectors,
+                 k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums,
+                            tokens_of(y, tile, stream), tile.vectors,
                             begin, end});
                });
 }
@@ -197,10 +208,11 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
     parallel_ranges(t.nnz * parts, kValueGrain,
                     [&](int64_t begin, int64_t end) { std::fill(dw_sums + begin, dw_sums + end, A{0}); });
   }
+  const bool stream = dx.data && streams(dx, tokens);
   run_tiles<A>(plan, edges.panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
                    int64_t end) {
-                 k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile),
+                 k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile, stream),
                              dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors, begin, end});
                });
   if (!dw.data || dw_sums == dw.data) return;

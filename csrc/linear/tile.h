@@ -43,7 +43,7 @@ SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t 
 }
 
 // y[token][f] = tile[f - begin][token].
-template <class A, class T>
+template <class A, bool Stream, class T>
 SK_INLINE void store_tile_of(const A* tile, int vectors, T* y, int64_t stride, int64_t tokens, int64_t begin,
                              int64_t end) {
   constexpr int W = kLanes<A>;
@@ -60,7 +60,13 @@ SK_INLINE void store_tile_of(const A* tile, int vectors, T* y, int64_t stride, i
         for (int i = 0; i < W; ++i) r[i] = load<A>(in + i * width);
         transpose<A>(r);
         SK_UNROLL
-        for (int i = 0; i < W; ++i) store_narrowed<A>(y_v + i * stride + f, r[i]);
+        for (int i = 0; i < W; ++i) {
+          if constexpr (Stream && sizeof(T) == sizeof(A)) {
+            stream<A>(reinterpret_cast<A*>(y_v + i * stride + f), r[i]);
+          } else {
+            store_narrowed<A>(y_v + i * stride + f, r[i]);
+          }
+        }
       } else {
         for (int i = 0; i < W; ++i) r[i] = i < end - f ? load<A>(in + i * width) : Vec<A>{};
         transpose<A>(r);
@@ -94,7 +100,13 @@ void load_tile(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile
 template <class A>
 void store_tile(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end) {
   with_element<A>(y.dtype, [&](auto* type) {
-    store_tile_of<A>(tile, vectors, static_cast<decltype(type)>(y.data), y.stride, y.count, begin, end);
+    auto* data = static_cast<decltype(type)>(y.data);
+    if (kCanStream && y.stream) {
+      store_tile_of<A, true>(tile, vectors, data, y.stride, y.count, begin, end);
+      stream_fence();
+    } else {
+      store_tile_of<A, false>(tile, vectors, data, y.stride, y.count, begin, end);
+    }
   });
 }
 

@@ -267,9 +267,11 @@ class Growth:
             return
         reference = weakref.ref(self)
 
-        def count(*_: Any) -> None:
+        def count(optimizer: Optimizer, *_: Any) -> None:
+            # A fused optimizer is called for a skipped step too: a GradScaler tells it so by this attribute.
+            skipped = getattr(optimizer, "found_inf", None)
             growth = reference()
-            if growth is not None:
+            if growth is not None and not (skipped is not None and bool(skipped)):
                 growth._stepped = True
 
         register(count)

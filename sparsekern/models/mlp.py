@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -16,7 +18,7 @@ class MLP(nn.Module):
         if depth < 1:
             raise ValueError(f"depth must be at least 1 hidden layer, got {depth}")
         widths = [channels * size * size, *[width] * depth]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ class ResNet(nn.Module):
     Input (B, channels, H, W), output (B, classes).
     """
 
-    def __init__(
-        self, channels: int, classes: int, *, width: int = 16, depth: int = 20, shortcut: str = "A"
-    ) -> None:
+    def __init__(self, channels: int, classes: int, *, width: int = 16, depth: int = 20, shortcut: str = "A") -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth of a ResNet must be 6n+2 (8, 14, 20, 26, ...), got {depth}")

@@ -45,7 +45,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(weights of layers, all else), each parameter once. Sparse weights are 1-D: their number of dimensions tells nothing."""
+    """(weights of layers, all else), each parameter once. A sparse weight is 1-D: dimensions do not tell them apart."""
     weights: dict[nn.Parameter, None] = {}
     others: dict[nn.Parameter, None] = {}
     for module in model.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -32,8 +32,9 @@ def draw_plots(folder: RunFolder, console: Console) -> None:
     figures = {"accuracy": Figure(figsize=(9, 3.6), layout="constrained")}
     draw_metrics(figures["accuracy"], read_csv(folder.metrics.path), summary)
     if any(layer["sparse"] for layer in layers):
-        figures["density"] = Figure(figsize=(7.5, 1.6 + 0.22 * len(layers)), layout="constrained")
-        draw_density(figures["density"].subplots(), layers, summary)
+        height = 1.6 + 0.22 * len(layers)
+        figures["density"] = Figure(figsize=(7.5, height), layout="constrained")
+        draw_density(figures["density"].subplots(), layers, summary, legend_top=-0.5 / (height - 1.1))
     updates = read_csv(folder.topology.path)
     if any(int(row["replaced"]) for row in updates):
         figures["replaced"] = Figure(figsize=(7.5, 3.6), layout="constrained")
@@ -66,7 +67,7 @@ def lowest_shown(metrics: list[dict[str, str]]) -> float:
     return 10 * (lowest // 10)
 
 
-def draw_density(axes: Axes, layers: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+def draw_density(axes: Axes, layers: list[dict[str, Any]], summary: dict[str, Any], legend_top: float) -> None:
     """A line a layer, the first at the top, from the density of all layers together to its own."""
     together = 100 * summary["nnz"] / summary["dense_weights"]
     positions = range(len(layers))
@@ -86,7 +87,8 @@ def draw_density(axes: Axes, layers: list[dict[str, Any]], summary: dict[str, An
         text = f"{layer['nnz']:,} / {layer['weights']:,}"
         axes.text(1.02, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=TEXT)
     axes.set(xlabel="density [%]", title=summary["label"])
-    finish(axes, grid="x", legend={"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / axes.figure.get_figheight()), "ncols": 2})
+    finish(axes, grid="x")
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper left", bbox_to_anchor=(0, legend_top))
 
 
 def draw_replaced(axes: Axes, updates: list[dict[str, str]], summary: dict[str, Any]) -> None:
@@ -108,8 +110,8 @@ def draw_replaced(axes: Axes, updates: list[dict[str, str]], summary: dict[str, 
     finish(axes)
 
 
-def finish(axes: Axes, grid: str = "both", legend: dict[str, Any] | None = None) -> None:
+def finish(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
     axes.grid(axis=grid, color="#e4e8ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, **(legend or {}))
+    axes.legend(frameon=False, fontsize=8.5)

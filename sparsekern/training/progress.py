@@ -52,7 +52,7 @@ class ProgressBar:
 
 
 class StopRequest:
-    """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one interrupts."""
+    """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one acts."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

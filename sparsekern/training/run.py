@@ -49,7 +49,7 @@ def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     """Trains to the end, then the dense twin where asked for, and reports. Raises Stopped."""
     summary = finish(trainer, folder, console)
     twin_summary = None
-    if trainer.config.run.twin:
+    if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
         twin, twin_folder = dense_twin(trainer.config, folder)
         twin_summary = finish(twin, twin_folder, console)
     print_report(console, summary, twin_summary)
