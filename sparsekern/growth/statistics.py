@@ -33,14 +33,15 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
     height, width = layer.product_padding
     plane = F.pad(_sum_abs(x, (0,)), (width, width, height, height))
     out_height, out_width = grad.shape[2:]
-    f = plane.new_empty(plane.shape[0], *layer.kernel_size)
+    f = plane.new_empty(plane.shape[0] * math.prod(layer.kernel_size))
+    taps = f.view(plane.shape[0], *layer.kernel_size)
     for r in range(layer.kernel_size[0]):
         for s in range(layer.kernel_size[1]):
             top, left = r * layer.dilation[0], s * layer.dilation[1]
             bottom = top + (out_height - 1) * layer.stride[0] + 1
             right = left + (out_width - 1) * layer.stride[1] + 1
             seen = plane[:, top : bottom : layer.stride[0], left : right : layer.stride[1]]
-            f[:, r, s] = seen.sum((1, 2))
+            taps[:, r, s] = seen.sum((1, 2))
     return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3))
 
 
