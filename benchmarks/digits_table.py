@@ -1,6 +1,6 @@
 """Accuracy on digits of every growth method, at two densities, over five seeds, beside the dense network.
 
-    python benchmarks/digits_table.py
+    python -m benchmarks.digits_table
 
 Each run is one `sparsekern train` on one thread, below 30 s on a free core. Finished runs are kept in the runs
 folder and skipped, begun ones resumed, so that a killed table goes on where it was. Writes the figures to
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,9 +21,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich.progress import track
+
+from benchmarks import machine
+from sparsekern.data import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "digits.json", ROOT / "docs" / "digits.md"
@@ -88,13 +89,13 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
     jobs = all_runs()
     with ThreadPoolExecutor(processes) as pool:
         summaries = list(track(pool.map(lambda run: train(run, runs), jobs), "training", total=len(jobs)))
+    digits = load_digits()
     return {
         "date": date.today().isoformat(),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "machine": machine(),
+        "machine": machine.describe(),
         "processes": processes,
-        "command": "python benchmarks/digits_table.py",
+        "images": {"train": len(digits.train_images), "test": len(digits.test_images)},
+        "command": "python -m benchmarks.digits_table",
         "recipe": " ".join(["sparsekern train", *RECIPE]),
         "runs": [
             {
@@ -108,21 +109,6 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    """The processor's name and the number of cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def accuracies(results: dict[str, Any], method: str, density: float) -> list[float]:
     """Test accuracies in percent, one a seed."""
     return [
@@ -132,7 +118,7 @@ def accuracies(results: dict[str, Any], method: str, density: float) -> list[flo
 
 def render(results: dict[str, Any]) -> str:
     """docs/digits.md, from the results alone."""
-    runs = results["runs"]
+    runs, images, described = results["runs"], results["images"], results["machine"]
     seeds = len({run["seed"] for run in runs})
     densities = sorted({run["density"] for run in runs} - {1.0}, reverse=True)
     edges = {run["density"]: run["nnz"] for run in runs}
@@ -153,13 +139,14 @@ def render(results: dict[str, Any]) -> str:
         lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
     lines += [
         "",
-        "The data set is scikit-learn's `load_digits`: 1797 handwritten digits of 8x8 pixels. A fifth of each class is",
-        "the test set, the same for every run; training images are moved by up to one pixel each way. One test image",
-        "is 0.28 points, so that differences of a few tenths mean little. The recipe was chosen on another split of",
-        "the data. RigL computes a dense gradient at each update; the others never make anything dense.",
+        f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to train",
+        f"on and {images['test']} to test on, the same for every run. One test image is {100 / images['test']:.2f} points, "
+        "so that differences of a",
+        "few tenths mean little. Training images are moved by up to one pixel each way. The recipe was chosen on another",
+        "split of the data. RigL computes a dense gradient at each update; the others never make anything dense.",
         "",
-        f"Made by `{results['command']}` at commit {results['commit']} on {results['date']}, with torch "
-        f"{results['torch']} on {results['machine']}. Every run is",
+        f"Made by `{results['command']}` on {results['date']} at commit {described['commit']} with torch "
+        f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one thread:",
         "",
         "```",
         f"{results['recipe']} --growth METHOD --density DENSITY --seed SEED",
@@ -174,7 +161,7 @@ def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def main(runs: Path = ROOT / "runs" / "digits-table", processes: int = 2) -> None:
+def main(runs: Path = Path("runs/digits-table"), processes: int = 2) -> None:
     """Make docs/digits.json and docs/digits.md.
 
     Args:
