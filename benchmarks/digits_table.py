@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -119,42 +120,32 @@ def accuracies(results: dict[str, Any], method: str, density: float) -> list[flo
 def render(results: dict[str, Any]) -> str:
     """docs/digits.md, from the results alone."""
     runs, images, described = results["runs"], results["images"], results["machine"]
-    seeds = len({run["seed"] for run in runs})
     densities = sorted({run["density"] for run in runs} - {1.0}, reverse=True)
     edges = {run["density"]: run["nnz"] for run in runs}
     headings = [f"{1 - density:.0%} sparse: {edges[density]:,} weights" for density in densities]
-    dense = accuracies(results, "dense", 1.0)
-    lines = [
-        "# Accuracy on digits",
-        "",
-        f"Test accuracy in percent at the end of training, mean and standard deviation over {seeds} seeds, of a small",
-        f"ResNet with {runs[0]['dense_weights']:,} weights in its linear and convolutional layers. "
-        f"Dense: {cell(dense)}.",
-        "",
-        f"| | {' | '.join(headings)} |",
-        f"|---|{'---:|' * len(densities)}",
-    ]
+    rows = []
     for method in METHODS:
         cells = [cell(accuracies(results, method, density)) for density in densities]
-        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to train",
-        f"on and {images['test']} to test on, the same for every run. One test image is {100 / images['test']:.2f} points, "
-        "so that differences of a",
-        "few tenths mean little. Training images are moved by up to one pixel each way. The recipe was chosen on another",
-        "split of the data. RigL computes a dense gradient at each update; the others never make anything dense.",
-        "",
+        rows.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+    paragraphs = [
+        "# Accuracy on digits",
+        f"Test accuracy in percent at the end of training, mean and standard deviation over "
+        f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights in its "
+        f"linear and convolutional layers. Dense: {cell(accuracies(results, 'dense', 1.0))}.",
+        "\n".join([f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(densities)}", *rows]),
+        f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to "
+        f"train on and {images['test']} to test on, the same for every run. One test image is "
+        f"{100 / images['test']:.2f} points, so that differences of a few tenths mean little. Training images are moved "
+        "by up to one pixel each way. The recipe was chosen on another split of the data. RigL computes a dense "
+        "gradient at each update; the others never make anything dense.",
         f"Made by `{results['command']}` on {results['date']} at commit {described['commit']} with torch "
-        f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one thread:",
-        "",
-        "```",
-        f"{results['recipe']} --growth METHOD --density DENSITY --seed SEED",
-        "```",
-        "",
+        f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one "
+        "thread, is",
+        f"```\n{results['recipe']} --growth METHOD --density DENSITY --seed SEED\n```",
         "with `--dense` for the dense network. The figures of each run are in [digits.json](digits.json).",
     ]
-    return "\n".join(lines) + "\n"
+    wrapped = [text if text[0] in "#|`" else textwrap.fill(text, 118) for text in paragraphs]
+    return "\n\n".join(wrapped) + "\n"
 
 
 def cell(values: list[float]) -> str:
