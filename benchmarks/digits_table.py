@@ -129,14 +129,14 @@ def render(results: dict[str, Any]) -> str:
         rows.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
     paragraphs = [
         "# Accuracy on digits",
-        f"Test accuracy in percent at the end of training, mean and standard deviation over "
-        f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights in its "
-        f"linear and convolutional layers. Dense: {cell(accuracies(results, 'dense', 1.0))}.",
+        "Test accuracy in percent at the end of training, mean and standard deviation over "
+        f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights in "
+        f"its linear and convolutional layers. Dense: {cell(accuracies(results, 'dense', 1.0))}.",
         "\n".join([f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(densities)}", *rows]),
         f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to "
         f"train on and {images['test']} to test on, the same for every run. One test image is "
-        f"{100 / images['test']:.2f} points, so that differences of a few tenths mean little. Training images are moved "
-        "by up to one pixel each way. The recipe was chosen on another split of the data. RigL computes a dense "
+        f"{100 / images['test']:.2f} points, so that differences of a few tenths mean little. Training images are "
+        "moved by up to one pixel each way. The recipe was chosen on another split of the data. RigL computes a dense "
         "gradient at each update; the others never make anything dense.",
         f"Made by `{results['command']}` on {results['date']} at commit {described['commit']} with torch "
         f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one "
