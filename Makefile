@@ -24,11 +24,11 @@ SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 .PHONY: train test lint build clean
 
 train: build
-	@$(RUN) tools/check_machine.py train
+	@$(RUN) .ci/check_machine.py train
 	$(RUN) -m sparsekern train --twin $(ARGS)
 
 test: lint
-	@$(RUN) tools/check_machine.py test
+	@$(RUN) .ci/check_machine.py test
 	$(RUN) -m pytest $(ARGS)
 
 # A machine's own Python may lack the linters, which are not needed to use or to test the package there.
@@ -42,13 +42,13 @@ endif
 build: $(EXTENSION)
 
 $(EXTENSION): $(SOURCES) | $(INSTALLED)
-	@$(RUN) tools/check_machine.py build
+	@$(RUN) .ci/check_machine.py build
 	$(RUN) setup.py -q build_ext --inplace
 	@touch $@
 
 ifneq ($(VENV),none)
 $(INSTALLED): requirements.txt
-	@$(PYTHON) tools/check_machine.py venv
+	@$(PYTHON) .ci/check_machine.py venv
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	@touch $@

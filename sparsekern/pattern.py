@@ -50,9 +50,7 @@ class Pattern:
     permutation: Tensor
 
     def __init__(self) -> None:
-        raise TypeError(
-            "Pattern has no constructor: use Pattern.from_csc, from_csr, from_coo, from_mask or random"
-        )
+        raise TypeError("Pattern has no constructor: use Pattern.from_csc, from_csr, from_coo, from_mask or random")
 
     @classmethod
     def from_buffers(
@@ -162,9 +160,7 @@ class Pattern:
         )
         if repeated >= 0:
             col_at, row_at = divmod(int(keys[repeated]), rows)
-            raise ValueError(
-                f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct"
-            )
+            raise ValueError(f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct")
         return cls._derive(shape, ccol, row)
 
     @classmethod
@@ -203,9 +199,7 @@ class Pattern:
         sizes = ("ccol_indices", self.ccol_indices, cols), ("crow_indices", self.crow_indices, rows)
         for name, tensor, size in sizes:
             if tensor.numel() != size + 1:
-                raise ValueError(
-                    f"{name} must have {size + 1} elements for {self.shape}, got {tensor.numel()}"
-                )
+                raise ValueError(f"{name} must have {size + 1} elements for {self.shape}, got {tensor.numel()}")
         _validate(self.tensors())
 
     def ensure_valid(self) -> None:
@@ -320,9 +314,7 @@ class Pattern:
         )
         if present >= 0:
             col, row = divmod(int(keys[present]), self.shape[0])
-            raise ValueError(
-                f"grown_rows and grown_cols name (row {row}, column {col}): it is an edge already"
-            )
+            raise ValueError(f"grown_rows and grown_cols name (row {row}, column {col}): it is an edge already")
         with torch.no_grad():
             self.ccol_indices.copy_(new_ccol)
             self.row_indices.copy_(new_row)
@@ -389,10 +381,7 @@ def _known(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int
     if entry is None or entry[0] != n_rows:
         return False
     return all(
-        reference() is tensor
-        and version == tensor._version
-        and address == tensor.data_ptr()
-        and size == tensor.numel()
+        reference() is tensor and version == tensor._version and address == tensor.data_ptr() and size == tensor.numel()
         for tensor, (reference, version, address, size) in zip(tensors, entry[1], strict=True)
     )
 
@@ -457,13 +446,10 @@ def _check_storage(tensors: tuple[Tensor, ...]) -> None:
             raise TypeError(f"{name} must have ccol_indices' dtype {tensors[0].dtype}, got {tensor.dtype}")
         if tensor.dim() != 1 or not tensor.is_contiguous():
             raise ValueError(
-                f"{name} must be contiguous with 1 dimension, got shape {tuple(tensor.shape)}, "
-                f"stride {tensor.stride()}"
+                f"{name} must be contiguous with 1 dimension, got shape {tuple(tensor.shape)}, stride {tensor.stride()}"
             )
         if tensor.device != tensors[0].device:
-            raise ValueError(
-                f"{name} must be on ccol_indices' device {tensors[0].device}, got {tensor.device}"
-            )
+            raise ValueError(f"{name} must be on ccol_indices' device {tensors[0].device}, got {tensor.device}")
         if name in ("ccol_indices", "crow_indices") and tensor.numel() == 0:
             raise ValueError(f"{name} is empty: it must hold at least the 0 that it starts with")
 
@@ -535,9 +521,7 @@ def _sorted_keys(shape: tuple[int, int], rows: tuple[str, Tensor], cols: tuple[s
     row = _integers(row_name, row_given).cpu().long().contiguous()
     col = _integers(col_name, col_given).cpu().long().contiguous()
     if row.numel() != col.numel():
-        raise ValueError(
-            f"{row_name} has {row.numel()} elements, {col_name} {col.numel()}: it must be as many"
-        )
+        raise ValueError(f"{row_name} has {row.numel()} elements, {col_name} {col.numel()}: it must be as many")
     keys = torch.empty_like(row)
     bad = _C.pack_keys(row.data_ptr(), col.data_ptr(), row.numel(), *shape, keys.data_ptr())
     if bad >= 0:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -286,12 +287,11 @@ def _sparse_twin(dense: nn.Module, row: TableRow, keep_weights: bool, generator:
             pattern = Pattern.empty(shape, row.nnz, device="meta")
         else:
             pattern = Pattern.random(shape, row.nnz, generator=generator)
-        make: Callable[..., SparseLayer]
+        common: dict[str, Any] = {"device": device, "dtype": dtype, "pattern": pattern, "generator": generator}
         if isinstance(dense, nn.Linear):
-            make, sizes = SparseLinear, (dense.in_features, dense.out_features, dense.bias is not None)
+            sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
-            make, sizes = SparseConv2d, conv2d_arguments(dense)
-        sparse = make(*sizes, device=device, dtype=dtype, pattern=pattern, generator=generator)
+            sparse = SparseConv2d(**conv2d_arguments(dense), **common)
     sparse.training = dense.training
     sparse.weight.requires_grad_(dense.weight.requires_grad)
     if sparse.bias is not None and dense.bias is not None:

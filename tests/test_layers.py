@@ -34,10 +34,9 @@ def dense_twin(layer):
     if isinstance(layer, sk.SparseLinear):
         twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
     else:
-        names = "in_channels out_channels kernel_size stride padding dilation groups padding_mode".split()
-        twin = nn.Conv2d(
-            **{name: getattr(layer, name) for name in names}, bias=layer.bias is not None, dtype=layer.weight.dtype
-        )
+        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+        rest = layer.dilation, layer.groups, layer.bias is not None, layer.padding_mode
+        twin = nn.Conv2d(*sizes, *rest, dtype=layer.weight.dtype)
     with torch.no_grad():
         twin.weight.copy_(layer.to_dense())
         if layer.bias is not None:
@@ -371,7 +370,7 @@ def test_the_layer_owns_its_indices():
 def test_watcher_sees_input_and_output_gradient():
     for layer in make_layers():
         seen = []
-        layer.watcher = lambda *args: seen.append(args)
+        layer.watcher = lambda *args, seen=seen: seen.append(args)
         x = example(layer)
         y = layer(x)
         weights = torch.randn_like(y)

@@ -1,4 +1,4 @@
-"""No dense weight, ever: whole runs of every model under forbid_dense, and a layer whose dense weight would fill a rack."""
+"""No dense weight, ever: whole runs of every model under forbid_dense, and a layer of 256 GiB dense."""
 
 import subprocess
 import sys

@@ -31,7 +31,11 @@ def make_conv(geometry, dtype=torch.float32):
     kernel, *_, groups = geometry
     columns = 4 // groups * kernel[0] * kernel[1]
     pattern = sk.Pattern.random((8, columns), 8 * columns // 2)
-    x, w, bias = torch.randn(3, 4, 7, 6, dtype=dtype), torch.randn(pattern.nnz, dtype=dtype), torch.randn(8, dtype=dtype)
+    x, w, bias = (
+        torch.randn(3, 4, 7, 6, dtype=dtype),
+        torch.randn(pattern.nnz, dtype=dtype),
+        torch.randn(8, dtype=dtype),
+    )
     return x, w, bias, pattern
 
 

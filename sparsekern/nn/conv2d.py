@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 from torch.nn.modules.utils import _pair
 
 from sparsekern.nn.layer import SparseLayer, dense_pattern
@@ -96,16 +97,14 @@ class SparseConv2d(SparseLayer):
         return self.kernel_size, self.stride, self.product_padding, self.dilation, self.groups
 
     @classmethod
-    def from_dense(
-        cls, module: nn.Conv2d, density: float | None = None, mask: Tensor | None = None
-    ) -> "SparseConv2d":
+    def from_dense(cls, module: nn.Conv2d, density: float | None = None, mask: Tensor | None = None) -> "SparseConv2d":
         """The sparse layer that keeps a dense one's values where ``mask`` is nonzero, or its largest at ``density``."""
         weight = module.weight
         shape = (module.out_channels, weight[0].numel())
         layer = cls(
-            *conv2d_arguments(module),
-            weight.device,
-            weight.dtype,
+            **conv2d_arguments(module),
+            device=weight.device,
+            dtype=weight.dtype,
             pattern=dense_pattern(weight, shape, density, mask),
         )
         layer._take_dense(module)
@@ -125,7 +124,7 @@ class SparseConv2d(SparseLayer):
 
     def dense_weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         grad, x = self._batched(grad, x)
-        dense = torch.nn.grad.conv2d_weight(
+        dense = conv2d_weight(
             x, self.dense_shape(), grad, self.stride, self.product_padding, self.dilation, self.groups
         )
         return dense.view(self.matrix_shape)
@@ -151,19 +150,19 @@ class SparseConv2d(SparseLayer):
         return ", ".join(parts)
 
 
-def conv2d_arguments(module: nn.Conv2d) -> tuple[Any, ...]:
-    """A dense convolution's constructor arguments, in order, up to padding_mode."""
-    return (
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        module.bias is not None,
-        module.padding_mode,
-    )
+def conv2d_arguments(module: nn.Conv2d) -> dict[str, Any]:
+    """A dense convolution's constructor arguments, but for device and dtype."""
+    return {
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "kernel_size": module.kernel_size,
+        "stride": module.stride,
+        "padding": module.padding,
+        "dilation": module.dilation,
+        "groups": module.groups,
+        "bias": module.bias is not None,
+        "padding_mode": module.padding_mode,
+    }
 
 
 def _size_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

@@ -231,9 +231,9 @@ class SparseLayer(nn.Module):
         A topology that is not valid, or values that do not fit it, is an error of load_state_dict and leaves the
         layer as it was.
         """
-        found = [state_dict.get(prefix + name) for name in ("ccol_indices", "row_indices", "weight")]
-        if all(entry is not None for entry in found):
-            ccol, row, weight = found
+        names = [prefix + name for name in ("ccol_indices", "row_indices", "weight")]
+        if all(name in state_dict for name in names):
+            ccol, row, weight = (state_dict[name] for name in names)
             try:
                 pattern = Pattern.from_csc(self.matrix_shape, ccol, row)
                 if weight.shape != (pattern.nnz,):
@@ -273,9 +273,7 @@ def largest_magnitudes(weight: Tensor, nnz: int) -> Tensor:
     return mask.view(weight.shape)
 
 
-def dense_pattern(
-    weight: Tensor, matrix_shape: tuple[int, int], density: float | None, mask: Tensor | None
-) -> Pattern:
+def dense_pattern(weight: Tensor, matrix_shape: tuple[int, int], density: float | None, mask: Tensor | None) -> Pattern:
     """The pattern that from_dense keeps: the mask's, or that of the largest magnitudes at ``density``."""
     if (density is None) == (mask is None):
         raise ValueError(f"density is {density!r} and mask is {type(mask).__name__}; expected exactly one of them")

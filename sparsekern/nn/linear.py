@@ -47,9 +47,7 @@ class SparseLinear(SparseLayer):
         self.out_features = out_features
 
     @classmethod
-    def from_dense(
-        cls, module: nn.Linear, density: float | None = None, mask: Tensor | None = None
-    ) -> "SparseLinear":
+    def from_dense(cls, module: nn.Linear, density: float | None = None, mask: Tensor | None = None) -> "SparseLinear":
         """The sparse layer that keeps a dense one's values where ``mask`` is nonzero, or its largest at ``density``."""
         weight = module.weight
         layer = cls(

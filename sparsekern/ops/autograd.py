@@ -137,9 +137,7 @@ class WeightGrad(Function):
     """dT/dw, of (g, x, the result's dtype, geometry, *topology)."""
 
     @staticmethod
-    def forward(
-        grad: Tensor, x: Tensor, dtype: torch.dtype, geometry: Geometry | None, *topology: Tensor
-    ) -> Tensor:
+    def forward(grad: Tensor, x: Tensor, dtype: torch.dtype, geometry: Geometry | None, *topology: Tensor) -> Tensor:
         if geometry is None:
             return torch.ops.sparsekern.linear_weight_grad(grad, x, *topology[:2], dtype=dtype)
         return torch.ops.sparsekern.conv2d_weight_grad(grad, x, *topology[:2], *geometry, dtype=dtype)

@@ -24,9 +24,7 @@ SCHEMAS = {
     "conv2d": f"(Tensor x, Tensor w, Tensor? bias, {_TOPOLOGY}, {_GEOMETRY}) -> Tensor",
     "conv2d_backward": f"(Tensor grad, Tensor x, Tensor w, {_STORED}, {_GEOMETRY}) -> (Tensor, Tensor)",
     "conv2d_input_grad": f"(Tensor grad, Tensor w, {_STORED}, SymInt[2] input_size, {_GEOMETRY}) -> Tensor",
-    "conv2d_weight_grad": (
-        f"(Tensor grad, Tensor x, {_STORED}, {_GEOMETRY}, *, ScalarType? dtype=None) -> Tensor"
-    ),
+    "conv2d_weight_grad": (f"(Tensor grad, Tensor x, {_STORED}, {_GEOMETRY}, *, ScalarType? dtype=None) -> Tensor"),
 }
 for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema)

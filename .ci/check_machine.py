@@ -1,4 +1,4 @@
-"""Says in one line each what this machine lacks: `python3 tools/check_machine.py venv|build|train|test`.
+"""Says in one line each what this machine lacks: `python3 .ci/check_machine.py venv|build|train|test`.
 
 The Makefile asks before each step. Runs under Python 3.6 too, so that an old one gets a
 sentence, not a SyntaxError.
