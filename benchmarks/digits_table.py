@@ -1,6 +1,6 @@
 """Accuracy on digits of every growth method, at two densities, over five seeds, beside the dense network.
 
-    python benchmarks/digits_table.py
+    python -m benchmarks.digits_table
 
 Each run is one `sparsekern train` on one thread, below 30 s on a free core. Finished runs are kept in the runs
 folder and skipped, begun ones resumed, so that a killed table goes on where it was. Writes the figures to
@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich.progress import track
+
+from benchmarks import machine
+from sparsekern.data import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "digits.json", ROOT / "docs" / "digits.md"
@@ -88,13 +90,13 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
     jobs = all_runs()
     with ThreadPoolExecutor(processes) as pool:
         summaries = list(track(pool.map(lambda run: train(run, runs), jobs), "training", total=len(jobs)))
+    digits = load_digits()
     return {
         "date": date.today().isoformat(),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "machine": machine(),
+        "machine": machine.describe(),
         "processes": processes,
-        "command": "python benchmarks/digits_table.py",
+        "images": {"train": len(digits.train_images), "test": len(digits.test_images)},
+        "command": "python -m benchmarks.digits_table",
         "recipe": " ".join(["sparsekern train", *RECIPE]),
         "runs": [
             {
@@ -108,21 +110,6 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    """The processor's name and the number of cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def accuracies(results: dict[str, Any], method: str, density: float) -> list[float]:
     """Test accuracies in percent, one a seed."""
     return [
@@ -132,49 +119,40 @@ def accuracies(results: dict[str, Any], method: str, density: float) -> list[flo
 
 def render(results: dict[str, Any]) -> str:
     """docs/digits.md, from the results alone."""
-    runs = results["runs"]
-    seeds = len({run["seed"] for run in runs})
+    runs, images, described = results["runs"], results["images"], results["machine"]
     densities = sorted({run["density"] for run in runs} - {1.0}, reverse=True)
     edges = {run["density"]: run["nnz"] for run in runs}
     headings = [f"{1 - density:.0%} sparse: {edges[density]:,} weights" for density in densities]
-    dense = accuracies(results, "dense", 1.0)
-    lines = [
-        "# Accuracy on digits",
-        "",
-        f"Test accuracy in percent at the end of training, mean and standard deviation over {seeds} seeds, of a small",
-        f"ResNet with {runs[0]['dense_weights']:,} weights in its linear and convolutional layers. "
-        f"Dense: {cell(dense)}.",
-        "",
-        f"| | {' | '.join(headings)} |",
-        f"|---|{'---:|' * len(densities)}",
-    ]
+    rows = []
     for method in METHODS:
         cells = [cell(accuracies(results, method, density)) for density in densities]
-        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "The data set is scikit-learn's `load_digits`: 1797 handwritten digits of 8x8 pixels. A fifth of each class is",
-        "the test set, the same for every run; training images are moved by up to one pixel each way. One test image",
-        "is 0.28 points, so that differences of a few tenths mean little. The recipe was chosen on another split of",
-        "the data. RigL computes a dense gradient at each update; the others never make anything dense.",
-        "",
-        f"Made by `{results['command']}` at commit {results['commit']} on {results['date']}, with torch "
-        f"{results['torch']} on {results['machine']}. Every run is",
-        "",
-        "```",
-        f"{results['recipe']} --growth METHOD --density DENSITY --seed SEED",
-        "```",
-        "",
+        rows.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+    paragraphs = [
+        "# Accuracy on digits",
+        "Test accuracy in percent at the end of training, mean and standard deviation over "
+        f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights in "
+        f"its linear and convolutional layers. Dense: {cell(accuracies(results, 'dense', 1.0))}.",
+        "\n".join([f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(densities)}", *rows]),
+        f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to "
+        f"train on and {images['test']} to test on, the same for every run. One test image is "
+        f"{100 / images['test']:.2f} points, so that differences of a few tenths mean little. Training images are "
+        "moved by up to one pixel each way. The recipe was chosen on another split of the data. RigL computes a dense "
+        "gradient at each update; the others never make anything dense.",
+        f"Made by `{results['command']}` on {results['date']} at commit {described['commit']} with torch "
+        f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one "
+        "thread, is",
+        f"```\n{results['recipe']} --growth METHOD --density DENSITY --seed SEED\n```",
         "with `--dense` for the dense network. The figures of each run are in [digits.json](digits.json).",
     ]
-    return "\n".join(lines) + "\n"
+    wrapped = [text if text[0] in "#|`" else textwrap.fill(text, 118) for text in paragraphs]
+    return "\n\n".join(wrapped) + "\n"
 
 
 def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def main(runs: Path = ROOT / "runs" / "digits-table", processes: int = 2) -> None:
+def main(runs: Path = Path("runs/digits-table"), processes: int = 2) -> None:
     """Make docs/digits.json and docs/digits.md.
 
     Args:

@@ -1,14 +1,9 @@
-import importlib.util
 import json
 import statistics
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("digits_table", ROOT / "benchmarks" / "digits_table.py")
-digits_table = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(digits_table)
+from benchmarks import digits_table
 
 
 @pytest.fixture

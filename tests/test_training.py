@@ -106,9 +106,7 @@ def test_every_model_trains_under_every_growth(model, growth):
 @pytest.mark.parametrize("model", SMALL)
 @pytest.mark.parametrize("growth", ["set", "gse-uniform", "gse-grabo", "gse-graest"])
 def test_no_dense_tensor_in_training_saving_and_loading(model, growth, tmp_path):
-    # The statistics of a layer on `width` channels have the shape of a grey image's stem, (width, 1, 3, 3).
-    exclude = ("stem",) if model == "resnet" else ()
-    config = make_config(model, growth=growth, sparsity={"density": 0.05, "exclude": exclude}, data={"batch_size": 37})
+    config = make_config(model, density=0.05, growth=growth, data={"batch_size": 37})
     trainer, other = Trainer(config), Trainer(config)
     with forbid_dense(trainer.model, batch_sizes=(37, len(trainer.data.test_images))):
         train_steps(trainer, 4)
