@@ -15,6 +15,7 @@ except ImportError:
         "sparsekern is built against the torch that it will run with: install torch>=2.11 first (pip install torch)."
     )
 try:
+    import pybind11
     from pybind11.setup_helpers import Pybind11Extension, build_ext
 except ImportError:
     sys.exit("sparsekern is built with pybind11: install it first (pip install pybind11).")
@@ -73,11 +74,9 @@ kernels = Pybind11Extension(
     "sparsekern._C",
     cpu_sources(),
     depends=relative((ROOT / "csrc").rglob("*.h")),
-    include_dirs=["csrc", *cpp_extension.include_paths()],
-    define_macros=[
-        ("TORCH_TARGET_VERSION", "0x020b000000000000"),
-        ("SPARSEKERN_X86", "1" if IS_X86 else "0"),
-    ],
+    # pybind11 first: torch carries a copy of its own.
+    include_dirs=["csrc", pybind11.get_include(), *cpp_extension.include_paths()],
+    define_macros=[("SPARSEKERN_X86", "1" if IS_X86 else "0")],
     extra_compile_args=["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"],
     # torch is imported before the extension, so its libraries are found already loaded: no rpath is needed.
     library_dirs=cpp_extension.library_paths(),

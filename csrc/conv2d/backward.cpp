@@ -11,8 +11,8 @@ class Backward : Call<A> {
   using Call<A>::kernels;
 
  public:
-  Backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol, const int32_t* row,
-           TensorRef x_grad, TensorRef values_grad)
+  Backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
+           const int32_t* row, TensorRef x_grad, TensorRef values_grad)
       : Call<A>(shape, edges), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
         ccol_(this->pointers(ccol, shape.columns() + 1)), row_(row), planes_(shape.channels * shape.classes()) {
     weights_ = x_grad.data ? this->widened(values, edge_count, kWeights) : nullptr;
@@ -29,8 +29,8 @@ class Backward : Call<A> {
 
   void run() {
     const int64_t row_elements = shape.x.extent() * (planes_ + shape.out_channels);
-    const std::vector<Batch> batches =
-        make_batches(shape, shape.y.extent(), row_elements, kernels.lanes, this->direct(grad_.dtype), this->limit.tile_elements);
+    const std::vector<Batch> batches = make_batches(shape, shape.y.extent(), row_elements, kernels.lanes,
+                                                    this->direct(grad_.dtype), this->limit.tile_elements);
     // Sums of each team's own may take as much memory as the activations, together.
     const bool own_sums_fit =
         !values_grad_.data || edge_count * this->threads <= shape.batch * this->activations();
@@ -42,14 +42,15 @@ class Backward : Call<A> {
     }
     A* sums = this->template get<A>(kPartials, values_grad_.data ? most_teams * edge_count : 0);
     if (values_grad_.data)
-      parallel_ranges(most_teams * edge_count, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
+      parallel_ranges(most_teams * edge_count, 1 << 16,
+                      [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
     for (size_t b = 0; b < batches.size(); ++b) run_batch(batches[b], teams[b], sums);
     if (values_grad_.data) store_values_grad(sums, most_teams);
   }
 
  private:
-  // The edges of input plane p = class * channels + channel: for each tap of its class, the part of the tap's column that
-  // belongs to the channel's group. Calls body(begin, end, tap of y, tap of x).
+  // The edges of input plane p = class * channels + channel: for each tap of its class, the part of the tap's column
+  // that belongs to the channel's group. Calls body(begin, end, tap of y, tap of x).
   template <class Body>
   void for_segments(int64_t p, const Body& body) const {
     const int64_t cls = p / shape.channels, channel = p % shape.channels;
@@ -142,7 +143,9 @@ class Backward : Call<A> {
         x.pack(layout, tile, channels, input);
       });
     }
-    const auto& table = !values_grad_.data ? kernels.input_grad : !x_grad_.data ? kernels.weight_grad : kernels.backward;
+    const auto& table = !values_grad_.data ? kernels.input_grad
+                        : !x_grad_.data    ? kernels.weight_grad
+                                           : kernels.backward;
     parallel_tasks(workers, [&](int64_t worker) {
       const Span mine = share_of_rows(starts_, planes_, worker, workers);
       for (int64_t cls = 0; cls < shape.classes(); ++cls) {
@@ -191,8 +194,9 @@ class Backward : Call<A> {
 
 }  // namespace
 
-void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
-                     const int32_t* row, TensorRef x_grad, TensorRef values_grad) {
+void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
+                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad) {
+  if (!x_grad.data && !values_grad.data) return;  // the gradient of no values has no address either
   if (grad.dtype == DType::f64) Backward<double>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
   else Backward<float>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
 }

@@ -29,15 +29,16 @@ void bind_conv2d(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
   m.def(
       "conv2d_forward",
-      [](const Shape& shape, int64_t edges, Tensor x, Tensor values, Tensor bias, Index crow, uintptr_t col, Index permutation, Tensor y) {
+      [](const Shape& shape, int64_t edges, Tensor x, Tensor values, Tensor bias, Index crow, uintptr_t col,
+         Index permutation, Tensor y) {
         conv2d_forward(shape_from(shape), edges, tensor(x), tensor(values), tensor(bias), index(crow),
                        reinterpret_cast<const int32_t*>(col), index(permutation), tensor(y));
       },
       unlocked);
   m.def(
       "conv2d_backward",
-      [](const Shape& shape, int64_t edges, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row, Tensor x_grad,
-         Tensor values_grad) {
+      [](const Shape& shape, int64_t edges, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row,
+         Tensor x_grad, Tensor values_grad) {
         conv2d_backward(shape_from(shape), edges, tensor(grad), tensor(x), tensor(values), index(ccol),
                         reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
       },

@@ -101,7 +101,9 @@ inline Span share_of_rows(const int64_t* starts, int64_t rows, int64_t part, int
   return {part == 0 ? 0 : cut(part), part + 1 == parts ? rows : cut(part + 1)};
 }
 
-inline Span share(int64_t size, int64_t part, int64_t parts) { return {size * part / parts, size * (part + 1) / parts}; }
+inline Span share(int64_t size, int64_t part, int64_t parts) {
+  return {size * part / parts, size * (part + 1) / parts};
+}
 
 // How a batch's tiles are dealt to threads: several tiles at once, each by one thread, where the tiles share
 // out evenly and each thread can have its own sums; else one tile after another, all threads on its channels.

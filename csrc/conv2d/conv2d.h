@@ -28,12 +28,12 @@ struct Conv2dLimits {
 Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits);
 
 // y = conv2d(x, W) + bias. Edges in the order of rows (crow, col), edge j's value is values[permutation[j]].
-void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
-                    const int32_t* col, IndexRef permutation, TensorRef y);
+void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias,
+                    IndexRef crow, const int32_t* col, IndexRef permutation, TensorRef y);
 
 // The gradients of x and of the values, edges in the order of columns (ccol, row). Either result may be
 // absent (null data), and then also the operand that only it needs: values or x.
-void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
-                     const int32_t* row, TensorRef x_grad, TensorRef values_grad);
+void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
+                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad);
 
 }  // namespace sparsekern

@@ -13,8 +13,8 @@ class Forward : Call<A> {
   using Call<A>::kernels;
 
  public:
-  Forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow, const int32_t* col,
-          IndexRef permutation, TensorRef y)
+  Forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
+          const int32_t* col, IndexRef permutation, TensorRef y)
       : Call<A>(shape, edges), x_(x), y_(y), crow_(this->pointers(crow, shape.out_channels + 1)), col_(col),
         permutation_(permutation) {
     const int64_t rows = shape.out_channels;
@@ -31,15 +31,16 @@ class Forward : Call<A> {
 
   void run() {
     const int64_t row_elements = shape.x.extent() * shape.channels * shape.classes();
-    for (const Batch& batch :
-         make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->direct(x_.dtype), this->limit.tile_elements)) {
+    const std::vector<Batch> batches = make_batches(shape, shape.y.out, row_elements, kernels.lanes,
+                                                    this->direct(x_.dtype), this->limit.tile_elements);
+    for (const Batch& batch : batches) {
       const Planes planes = Planes::forward(shape, batch, kernels.lanes);
       if (permutation_.is_64) fill_edges<int64_t>(planes);
       else fill_edges<int32_t>(planes);
       const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
       const Teams teams = Teams::of(tiles, this->threads, true);
-      const int64_t in_size =
-          batch.kind == TileKind::direct ? 0 : shape.channels * shape.classes() * planes.input_size * planes.unit + planes.slack();
+      const int64_t in_planes = shape.channels * shape.classes() * planes.input_size;
+      const int64_t in_size = batch.kind == TileKind::direct ? 0 : in_planes * planes.unit + planes.slack();
       const int64_t out_size = batch.kind == TileKind::flat ? shape.out_channels * planes.out_size : 0;
       A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
       A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
@@ -130,8 +131,8 @@ Conv2dLimits conv2d_limits;
 
 Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits) { return std::exchange(conv2d_limits, limits); }
 
-void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
-                    const int32_t* col, IndexRef permutation, TensorRef y) {
+void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias,
+                    IndexRef crow, const int32_t* col, IndexRef permutation, TensorRef y) {
   if (x.dtype == DType::f64) Forward<double>(shape, edges, x, values, bias, crow, col, permutation, y).run();
   else Forward<float>(shape, edges, x, values, bias, crow, col, permutation, y).run();
 }

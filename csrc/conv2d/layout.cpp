@@ -12,7 +12,8 @@ Batch make_batch(TileKind kind, Span images, int64_t images_per_tile, int64_t ex
   Batch batch{kind, images_per_tile, rows_per_tile, {}};
   for (int64_t row = 0; row < extent; row += rows_per_tile)
     for (int64_t n = images.begin; n < images.end; n += images_per_tile)
-      batch.tiles.push_back({{n, std::min(n + images_per_tile, images.end)}, {row, std::min(row + rows_per_tile, extent)}});
+      batch.tiles.push_back(
+          {{n, std::min(n + images_per_tile, images.end)}, {row, std::min(row + rows_per_tile, extent)}});
   return batch;
 }
 
@@ -24,8 +25,8 @@ int64_t rows_per_tile(int64_t extent, int64_t row_elements, int64_t reach, int64
 
 }  // namespace
 
-std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct,
-                                int64_t tile_elements) {
+std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
+                                bool direct, int64_t tile_elements) {
   const int64_t reach = shape.y.reach;
   if (direct) return {make_batch(TileKind::direct, {0, shape.batch}, 1, extent, extent)};
 
@@ -119,7 +120,8 @@ Layout Planes::grad(const Tile& tile) const {
   layout.pixels = {rows.begin * shape.x.out, rows.end * shape.x.out};
   for (int64_t image = 0; image < (kind == TileKind::lane ? 1 : tile.images.length()); ++image)
     for (int64_t y = rows.begin; y < rows.end; ++y)
-      layout.add_run({image, y * shape.x.out, 1, margin + image * image_size + (y - tile.rows.begin) * pitch, shape.x.out});
+      layout.add_run({image, y * shape.x.out, 1, margin + image * image_size + (y - tile.rows.begin) * pitch,
+                      shape.x.out});
   layout.find_gaps(0);
   if (kind == TileKind::lane) layout.find_places();
   return layout;

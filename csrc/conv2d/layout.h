@@ -53,7 +53,7 @@ struct Layout {
   void find_places();
 };
 
-// Sizes of the planes of a batch and the layouts of its tiles. `lanes` of 1 element where a plane's unit is an element.
+// Sizes of the planes of a batch, and the layouts and blocks of its tiles.
 struct Planes {
   const Conv2dShape& shape;
   TileKind kind;
@@ -81,12 +81,13 @@ struct Planes {
 
  private:
   std::vector<Block> flat_blocks(int64_t length, int most, bool overlap) const;
-  void add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch, int most) const;
+  void add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch,
+                  int most) const;
 };
 
 // Divides the images and `extent` rows into tiles. All planes of one image hold `row_elements` in a row, those of a
 // tile should hold at most tile_elements.
-std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes, bool direct,
-                                int64_t tile_elements);
+std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
+                                bool direct, int64_t tile_elements);
 
 }  // namespace sparsekern

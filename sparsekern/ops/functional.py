@@ -12,7 +12,7 @@ from sparsekern.pattern import Pattern
 def _autocast(x: Tensor) -> Tensor:
     """Under autocast the activations become its dtype; float32 values stay as they are (the kernels take both)."""
     device = x.device.type
-    if x.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if x.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 
