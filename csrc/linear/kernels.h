@@ -22,20 +22,19 @@ struct Tokens {
   bool stream;     // written past the caches; rows then begin on cache lines
 };
 
-// A run of the product over the edges whose gathered feature lies in one panel of the tile. The edges of
-// output i of this run are [begin[i], end[i]). Where there is more than one panel, sums wait in `sums`.
+// A run of the product over the edges whose gathered feature lies in one panel of the tile. Edges lie in the order
+// in which they are visited. Where there is more than one panel, sums wait in `sums` between them.
 struct Panel {
-  const int64_t* begin;
-  const int64_t* end;
-  const uint8_t* order;  // place within its block of the output to visit
-  bool first, last;      // first: sums start anew; last: sums go to the outputs
+  const int64_t* places;  // (outputs + 1,): the i-th output to visit has the edges [places[i], places[i + 1])
+  const uint8_t* order;   // (outputs,): which output of its block the i-th is
+  bool first, last;       // first: sums start anew; last: sums go to the outputs
 };
 
 template <class A>
 struct LinearForwardTask {
   Panel panel;         // outputs are rows
-  const int32_t* col;  // (nnz,) in row order
-  const A* values;     // (nnz,) in row order
+  const int32_t* col;  // (nnz,) in visiting order
+  const A* values;     // (nnz,) in visiting order
   const A* bias;       // (rows,) or null
   const A* x_tile;     // [columns][width]
   A* sums;             // [rows][width], or null with a single panel
@@ -47,13 +46,13 @@ struct LinearForwardTask {
 template <class A>
 struct LinearBackwardTask {
   Panel panel;         // outputs are columns
-  const int32_t* row;  // (nnz,) in stored order
-  const A* values;     // (nnz,) in stored order; null when dx is not wanted
+  const int32_t* row;  // (nnz,) in visiting order
+  const A* values;     // (nnz,) in visiting order; null when dx is not wanted
   const A* grad_tile;  // [rows][width]
   A* sums;             // [columns][width], or null with a single panel or when dx is not wanted
   Tokens x;            // data null when dw is not wanted
   Tokens dx;           // data null when not wanted
-  A* dw;               // (nnz,) added to; null when not wanted
+  A* dw;               // (nnz,) in visiting order, added to; null when not wanted
   int vectors;
   int64_t column_begin, column_end;  // whole blocks, but for the last
 };

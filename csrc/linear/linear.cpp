@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <vector>
 
 #include "isa/isa.h"
+#include "linear/edge_order.h"
 #include "linear/tiling.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -18,11 +18,11 @@ constexpr int64_t kValueGrain = 1 << 15;
 
 // Results from this size on are written past the caches.
 constexpr int64_t kStreamBytes = 4 << 20;
-// A product with this many tiles goes over packed edges; with panels, whose edges lie apart, it pays sooner.
+// A product with this many tiles goes over packed edges; with this many it may as well cut them into panels.
 constexpr int64_t kPackTiles = 4;
-constexpr int64_t kPackPanelTiles = 2;
+constexpr int64_t kPanelTiles = 2;
 
-enum Slot : size_t { kPointers, kCuts, kOrder, kValues, kBias, kTile, kSums, kParts, kPlaces, kPackedIndices, kPackedValues };
+enum Slot : size_t { kPointers, kValues, kBias, kTile, kSums, kParts, kPlaces, kOrder, kCuts, kIndices };
 
 template <class A>
 const LinearKernels<A>& kernels();
@@ -46,20 +46,23 @@ const int64_t* wide_pointers(const Topology& t, int64_t count, Scratch& scratch)
   return wide;
 }
 
+// The values of the edges as a product visits them, read where they are or widened (and permuted) on the way.
 template <class A>
-const A* widened(const Values& values, const Topology& t, bool permuted, Scratch& scratch) {
-  if (!permuted && size_of(values.dtype) == sizeof(A)) return static_cast<const A*>(values.data);
-  A* wide = scratch.get<A>(kValues, at_least_one(t.nnz));
-  parallel_ranges(t.nnz, kValueGrain, [&](int64_t begin, int64_t end) {
-    const auto* narrow_index = static_cast<const int32_t*>(t.permutation);
-    const auto* wide_index = static_cast<const int64_t*>(t.permutation);
+struct ValueReader {
+  Values values;
+  const Topology& t;
+  bool permuted;
+
+  bool as_stored() const { return !permuted && size_of(values.dtype) == sizeof(A); }
+  void read(int64_t begin, int64_t count, A* out) const {
     const auto* from = static_cast<const char*>(values.data);
+    const auto* narrow = static_cast<const int32_t*>(t.permutation);
+    const auto* wide = static_cast<const int64_t*>(t.permutation);
     kernels<A>().widen(values.dtype, permuted ? from : from + begin * size_of(values.dtype),
-                       permuted && !t.wide_pointers ? narrow_index + begin : nullptr,
-                       permuted && t.wide_pointers ? wide_index + begin : nullptr, end - begin, wide + begin);
-  });
-  return wide;
-}
+                       permuted && !t.wide_pointers ? narrow + begin : nullptr,
+                       permuted && t.wide_pointers ? wide + begin : nullptr, count, out);
+  }
+};
 
 Tokens tokens_of(const Activations& x, const TokenTile& tile, bool stream = false) {
   char* data = static_cast<char*>(x.data);
@@ -77,14 +80,14 @@ bool streams(const Activations& y, int64_t tokens) {
 // has its own memory; else all threads work on one tile at a time and share out its outputs.
 template <class A>
 struct Plan {
-  Plan(const Tiling& tiling, int64_t tokens, int64_t gathered, int64_t outputs, int64_t panels)
-      : tiles(cut_tokens(tokens, tiling.vectors, kernels<A>().lanes)),
+  Plan(const std::vector<TokenTile>& cut, int64_t gathered, int64_t outputs, int64_t panels)
+      : tiles(cut),
         tile_size(gathered * kernels<A>().lanes * tiles.front().vectors),
         sums_size(panels > 1 ? outputs * kernels<A>().lanes * tiles.front().vectors : 0) {}
 
   int64_t tile_count() const { return static_cast<int64_t>(tiles.size()); }
 
-  std::vector<TokenTile> tiles;
+  const std::vector<TokenTile>& tiles;
   int64_t tile_size;
   int64_t sums_size;
 };
@@ -128,29 +131,46 @@ void run_tiles(const Plan<A>& plan, const std::vector<Panel>& panels, const Acti
   }
 }
 
-// The edges as a product is to visit them: where they are stored, or packed where it goes over them often.
+// The edges as a product is to visit them: as stored, or packed where it goes over them often.
 template <class A>
 struct Edges {
-  Edges(const std::vector<Panel>& stored, const Topology& t, int64_t outputs, const A* stored_values,
-        int64_t tile_count, Scratch& scratch)
-      : panels(stored), indices(t.indices), values(stored_values) {
-    if (tile_count < (stored.size() > 1 ? kPackPanelTiles : kPackTiles)) return;
-    order.emplace(stored, outputs, scratch, kPlaces);
-    panels = order->packed();
-    int32_t* packed_indices = scratch.get<int32_t>(kPackedIndices, at_least_one(t.nnz));
-    order->pack(t.indices, packed_indices);
-    indices = packed_indices;
-    if (values) {
-      A* packed_values = scratch.get<A>(kPackedValues, at_least_one(t.nnz));
-      order->pack(stored_values, packed_values);
-      values = packed_values;
+  // `reader` null where no values are wanted.
+  Edges(const Topology& t, const int64_t* pointers, int64_t outputs, int64_t gathered, Tiling tiling,
+        int64_t tile_count, const ValueReader<A>* reader, Scratch& scratch)
+      : order(make_order(t, pointers, outputs, gathered, tiling.panel, tile_count, scratch)), indices(t.indices) {
+    if (!order.is_packed()) {
+      if (reader) values = read_all(t, *reader, scratch);
+      return;
     }
+    int32_t* packed_indices = scratch.get<int32_t>(kIndices, at_least_one(t.nnz));
+    A* packed_values = reader ? scratch.get<A>(kValues, at_least_one(t.nnz)) : nullptr;
+    order.for_each_run([&](int64_t stored, int64_t packed, int64_t count) {
+      std::copy_n(t.indices + stored, count, packed_indices + packed);
+      if (reader) reader->read(stored, count, packed_values + packed);
+    });
+    indices = packed_indices;
+    values = packed_values;
   }
 
-  std::vector<Panel> panels;
+  static EdgeOrder make_order(const Topology& t, const int64_t* pointers, int64_t outputs, int64_t gathered,
+                              int64_t panel, int64_t tile_count, Scratch& scratch) {
+    const EdgeOrder::Slots slots{kPlaces, kOrder, kCuts};
+    if (tile_count < (panel < gathered ? kPanelTiles : kPackTiles))
+      return EdgeOrder::stored(pointers, outputs, scratch, slots);
+    return EdgeOrder::packed(pointers, t.indices, outputs, gathered, panel, scratch, slots);
+  }
+
+  static const A* read_all(const Topology& t, const ValueReader<A>& reader, Scratch& scratch) {
+    if (reader.as_stored()) return static_cast<const A*>(reader.values.data);
+    A* wide = scratch.get<A>(kValues, at_least_one(t.nnz));
+    parallel_ranges(t.nnz, kValueGrain,
+                    [&](int64_t begin, int64_t end) { reader.read(begin, end - begin, wide + begin); });
+    return wide;
+  }
+
+  EdgeOrder order;
   const int32_t* indices;
-  const A* values;
-  std::optional<VisitOrder> order;  // where packed
+  const A* values = nullptr;
 };
 
 template <class A>
@@ -159,7 +179,6 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   Scratch& scratch = Scratch::of_this_thread();
   const LinearKernels<A>& k = kernels<A>();
   const int64_t* crow = wide_pointers(t, t.rows, scratch);
-  const A* values = widened<A>(w, t, true, scratch);
   A* wide_bias = nullptr;
   if (bias.data) {
     wide_bias = scratch.get<A>(kBias, at_least_one(t.rows));
@@ -167,14 +186,14 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   }
   const Tiling tiling =
       forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
-  const std::vector<Panel> panels =
-      cut_panels(crow, t.indices, t.rows, t.columns, tiling.panel, scratch, kCuts, kOrder);
-  const Plan<A> plan(tiling, tokens, t.columns, t.rows, panels.size());
-  const Edges<A> edges(panels, t, t.rows, values, plan.tile_count(), scratch);
+  const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
+  const ValueReader<A> reader{w, t, true};
+  const Edges<A> edges(t, crow, t.rows, t.columns, tiling, tiles.size(), &reader, scratch);
+  const Plan<A> plan(tiles, t.columns, t.rows, edges.order.panels().size());
   const int64_t threads = num_threads();
   const bool by_tokens = threads == 1 || plan.tile_count() >= 2 * threads;
   const bool stream = streams(y, tokens);
-  run_tiles<A>(plan, edges.panels, x, t.columns, crow, t.rows, by_tokens, scratch,
+  run_tiles<A>(plan, edges.order.panels(), x, t.columns, crow, t.rows, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
                    int64_t end) {
                  k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums,
@@ -189,13 +208,12 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   Scratch& scratch = Scratch::of_this_thread();
   const LinearKernels<A>& k = kernels<A>();
   const int64_t* ccol = wide_pointers(t, t.columns, scratch);
-  const A* values = dx.data ? widened<A>(w, t, false, scratch) : nullptr;
   const Tiling tiling =
       backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
-  const std::vector<Panel> panels =
-      cut_panels(ccol, t.indices, t.columns, t.rows, tiling.panel, scratch, kCuts, kOrder);
-  const Plan<A> plan(tiling, tokens, t.rows, t.columns, panels.size());
-  const Edges<A> edges(panels, t, t.columns, values, plan.tile_count(), scratch);
+  const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
+  const ValueReader<A> reader{w, t, false};
+  const Edges<A> edges(t, ccol, t.columns, t.rows, tiling, tiles.size(), dx.data ? &reader : nullptr, scratch);
+  const Plan<A> plan(tiles, t.rows, t.columns, edges.order.panels().size());
   const int64_t threads = num_threads();
   // Threads that share out tokens each need their own dw: no more memory for that than the activations take.
   const bool by_tokens = threads == 1 || (plan.tile_count() >= 2 * threads &&
@@ -203,13 +221,13 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   const int64_t parts = by_tokens && dw.data ? threads : 1;
   A* dw_sums = nullptr;
   if (dw.data) {
-    const bool in_place = parts == 1 && size_of(dw.dtype) == sizeof(A) && !edges.order;
+    const bool in_place = parts == 1 && size_of(dw.dtype) == sizeof(A) && !edges.order.is_packed();
     dw_sums = in_place ? static_cast<A*>(dw.data) : scratch.get<A>(kParts, at_least_one(t.nnz * parts));
     parallel_ranges(t.nnz * parts, kValueGrain,
                     [&](int64_t begin, int64_t end) { std::fill(dw_sums + begin, dw_sums + end, A{0}); });
   }
   const bool stream = dx.data && streams(dx, tokens);
-  run_tiles<A>(plan, edges.panels, grad, t.rows, ccol, t.columns, by_tokens, scratch,
+  run_tiles<A>(plan, edges.order.panels(), grad, t.rows, ccol, t.columns, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
                    int64_t end) {
                  k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile, stream),
@@ -221,17 +239,13 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
       k.sum_parts(dw_sums, t.nnz, parts, begin, end, dtype, out);
     });
   };
-  if (!edges.order) return sum_parts(dw.dtype, dw.data);
-  // The sums of all parts gather in the first, which is then unpacked.
-  constexpr DType kWide = sizeof(A) == 8 ? DType::f64 : DType::f32;
-  if (parts > 1) sum_parts(kWide, dw_sums);
-  if (size_of(dw.dtype) == sizeof(A)) {
-    edges.order->unpack(dw_sums, static_cast<A*>(dw.data));
-  } else {
-    A* stored = scratch.get<A>(kPackedValues, at_least_one(t.nnz));
-    edges.order->unpack(dw_sums, stored);
-    k.sum_parts(stored, t.nnz, 1, 0, t.nnz, dw.dtype, dw.data);
-  }
+  if (!edges.order.is_packed()) return sum_parts(dw.dtype, dw.data);
+  // The sums of all parts gather in the first, which is then put back into the stored order.
+  if (parts > 1) sum_parts(sizeof(A) == 8 ? DType::f64 : DType::f32, dw_sums);
+  const size_t bytes = size_of(dw.dtype);
+  edges.order.for_each_run([&](int64_t stored, int64_t packed, int64_t count) {
+    k.sum_parts(dw_sums + packed, t.nnz, 1, 0, count, dw.dtype, static_cast<char*>(dw.data) + stored * bytes);
+  });
 }
 
 }  // namespace

@@ -151,8 +151,10 @@ void forward_tile(const LinearForwardTask<A>& t) {
   for (int64_t begin = t.row_begin; begin < t.row_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.row_end ? begin + kLinearBlock : t.row_end;
     A* block = block_sums<A, V>(t.sums, local_sums, begin);
+    int64_t k = t.panel.places[begin];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t r = begin + t.panel.order[i];
+      const int64_t last = t.panel.places[i + 1];
       A* out = block + (r - begin) * kWidth;
       Vec<A> sum[V];
       if (t.panel.first) {
@@ -163,7 +165,8 @@ void forward_tile(const LinearForwardTask<A>& t) {
         SK_UNROLL
         for (int v = 0; v < V; ++v) sum[v] = load<A>(out + v * kLanes<A>);
       }
-      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[r], t.panel.end[r], t.x_tile);
+      multiply_add_row<A, V>(sum, t.col, t.values, k, last, t.x_tile);
+      k = last;
       SK_UNROLL
       for (int v = 0; v < V; ++v) store<A>(out + v * kLanes<A>, sum[v]);
     }
@@ -171,38 +174,16 @@ void forward_tile(const LinearForwardTask<A>& t) {
   }
 }
 
-// Sums that are still spread over the lanes of a vector, one vector an edge, reduced a square at a time.
+// Adds to dw[k] the lanes' sum of each of `count` vectors of `spread`, at most a square of them.
 template <class A>
-struct PendingSums {
-  static constexpr int W = kLanes<A>;
-  alignas(64) A spread[W * W];
-  int64_t edge[W];
-  int count = 0;
-  int jumps = 0;  // pairs of successive edges that are not adjacent in dw
-
-  SK_INLINE void add(A* dw, int64_t k, Vec<A> partial) {
-    store<A>(spread + count * W, partial);
-    jumps += count > 0 && k != edge[count - 1] + 1;
-    edge[count] = k;
-    if (++count == W) flush(dw);
-  }
-  SK_INLINE void flush(A* dw) {
-    if (count == 0) return;
-    Vec<A> r[W];
-    SK_UNROLL
-    for (int i = 0; i < W; ++i) r[i] = load<A>(spread + i * W);
-    const Vec<A> sums = sum_each<A>(r);
-    if (count == W && jumps == 0) {
-      A* out = dw + edge[0];
-      store_unaligned<A>(out, load_unaligned<A>(out) + sums);
-    } else {
-      alignas(64) A lanes[W];
-      store<A>(lanes, sums);
-      for (int i = 0; i < count; ++i) dw[edge[i]] += lanes[i];
-    }
-    count = jumps = 0;
-  }
-};
+SK_INLINE void add_lane_sums(const A* spread, A* dw, int64_t count) {
+  constexpr int W = kLanes<A>;
+  Vec<A> r[W];
+  SK_UNROLL
+  for (int i = 0; i < W; ++i) r[i] = load<A>(spread + i * W);
+  const Vec<A> sums = sum_each<A>(r);
+  store_narrowed<A>(dw, load_widened<A>(dw, count) + sums, count);
+}
 
 template <class A, int V, bool WantX, bool WantW>
 void backward_tile(const LinearBackwardTask<A>& t) {
@@ -210,8 +191,10 @@ void backward_tile(const LinearBackwardTask<A>& t) {
   constexpr int64_t kWidth = V * W;
   alignas(64) A x_block[WantW ? kLinearBlock * kWidth : 1];
   alignas(64) A local_sums[WantX ? kLinearBlock * kWidth : 1];
-  PendingSums<A> pending;
-  for (int i = 0; i < W * W; ++i) pending.spread[i] = A{0};
+  // Products of the last edges, one vector an edge, still spread over the lanes: reduced a square at a time.
+  alignas(64) A spread[W * W] = {};
+  const int64_t first_edge = t.panel.places[t.column_begin];
+  int64_t k = first_edge;
   const int32_t* __restrict row = t.row;
   for (int64_t begin = t.column_begin; begin < t.column_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.column_end ? begin + kLinearBlock : t.column_end;
@@ -220,7 +203,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c = begin + t.panel.order[i];
       const int64_t place = (c - begin) * kWidth;
-      const int64_t last = t.panel.end[c];
+      const int64_t last = t.panel.places[i + 1];
       Vec<A> x[V], dx[V];
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
@@ -230,7 +213,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
           if (!t.panel.first) dx[v] = load<A>(block + place + v * W);
         }
       }
-      for (int64_t k = t.panel.begin[c]; k < last; ++k) {
+      for (; k < last; ++k) {
         const A* grad = t.grad_tile + int64_t{row[k]} * kWidth;
         Vec<A> w{}, even{}, odd{};
         if constexpr (WantX) w = broadcast<A>(t.values[k]);
@@ -251,7 +234,11 @@ void backward_tile(const LinearBackwardTask<A>& t) {
             }
           }
         }
-        if constexpr (WantW) pending.add(t.dw, k, V > 1 ? even + odd : even);
+        if constexpr (WantW) {
+          const int64_t slot = (k - first_edge) % W;
+          store<A>(spread + slot * W, V > 1 ? even + odd : even);
+          if (slot == W - 1) add_lane_sums<A>(spread, t.dw + k - slot, W);
+        }
       }
       if constexpr (WantX) {
         SK_UNROLL
@@ -262,7 +249,10 @@ void backward_tile(const LinearBackwardTask<A>& t) {
       if (t.panel.last) store_tile<A>(block, V, t.dx, begin, end);
     }
   }
-  if constexpr (WantW) pending.flush(t.dw);
+  if constexpr (WantW) {
+    const int64_t left = (k - first_edge) % W;
+    if (left > 0) add_lane_sums<A>(spread, t.dw + k - left, left);
+  }
 }
 
 template <class A>
