@@ -626,3 +626,9 @@ def test_bad_arguments():
     model[2].weight = model[0].weight
     with pytest.raises(ValueError, match="'0' and '2' hold the same weight"):
         GSE(model, torch.optim.SGD(model.parameters(), lr=0.1), end=10)
+
+
+def test_a_model_without_sparse_layers_is_an_error():
+    model = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="no sparse layers"):
+        GSE(model, torch.optim.SGD(model.parameters(), 0.1), end=10)

@@ -1,12 +1,15 @@
 """The linear kernels against their torch twins, and those against a dense product."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from sparsekern import Pattern
+from sparsekern import _C, Pattern
 from sparsekern.backends import _cpu_linear as cpu
 from sparsekern.backends import _reference_linear as reference
 
@@ -181,3 +184,19 @@ def test_dw_adds_nothing_of_an_earlier_call(isa):
     for problem in itertools.islice(itertools.cycle((large, small)), 4):
         result = problem.results(cpu)
     assert_close(result, expected, 1e-5)
+
+
+def imported_isa(name):
+    """What a new process says of SPARSEKERN_ISA=name: exit code, output, error."""
+    command = [sys.executable, "-c", "import sparsekern; print(sparsekern._C.isa())"]
+    environment = {**os.environ, "SPARSEKERN_ISA": name}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return result.returncode, result.stdout.strip(), result.stderr
+
+
+def test_the_environment_chooses_the_instruction_set():
+    name = _C.available_isas()[-1]
+    assert imported_isa(name)[:2] == (0, name)
+    code, _, error = imported_isa("mmx")
+    assert code != 0
+    assert "SPARSEKERN_ISA is 'mmx'; expected one of" in error

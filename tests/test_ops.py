@@ -39,7 +39,7 @@ def make_conv(geometry, dtype=torch.float32):
     return x, w, bias, pattern
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_opcheck_linear(dtype):
     x, w, bias, pattern = make_linear(dtype)
     ccol, row, *_ = pattern.tensors()

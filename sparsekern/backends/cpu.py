@@ -1,5 +1,11 @@
-"""The C++ kernels, on CPU tensors."""
+"""The C++ kernels, on CPU tensors.
 
+The widest instruction set that the processor has is used; the environment variable SPARSEKERN_ISA names another.
+"""
+
+import os
+
+from sparsekern import _C
 from sparsekern.backends._cpu_conv2d import conv2d, conv2d_backward, conv2d_input_grad, conv2d_weight_grad
 from sparsekern.backends._cpu_linear import linear, linear_backward, linear_input_grad, linear_weight_grad
 
@@ -13,3 +19,9 @@ __all__ = [
     "linear_input_grad",
     "linear_weight_grad",
 ]
+
+if os.environ.get("SPARSEKERN_ISA", _C.isa()) != _C.isa():
+    raise ValueError(
+        f"SPARSEKERN_ISA is {os.environ['SPARSEKERN_ISA']!r}; expected one of {', '.join(_C.available_isas())}, "
+        "which this build and this processor have"
+    )

@@ -123,6 +123,8 @@ class Growth:
             for name, layer in find_sparse_layers(model, tuple(exclude)).items()
             if layer.weight.requires_grad
         }
+        if not find_sparse_layers(model):
+            raise ValueError("model has no sparse layers whose edges could move: call sparsekern.sparsify(model) first")
         self._check_layers()
         self.followers = [self._followed(follower) for follower in followers]
         self._names = {layer: name for name, layer in self.layers.items()}
