@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
 
 namespace sparsekern {
 
@@ -15,19 +18,32 @@ inline int64_t num_threads() {
   return n;
 }
 
-// Calls body(task) once for each task in [0, tasks). Tasks are dealt to threads in fixed contiguous chunks.
+// Calls body(task) once for each task in [0, tasks). Tasks are dealt to threads in fixed contiguous chunks. What a
+// body throws first is thrown here once all threads are done.
 template <class Body>
 void parallel_tasks(int64_t tasks, const Body& body) {
   if (tasks <= 1) {
     if (tasks == 1) body(int64_t{0});
     return;
   }
-  torch_parallel_for(
+  struct Context {
+    const Body& body;
+    std::exception_ptr error;
+    std::once_flag first_error;
+  } context{body, nullptr, {}};
+  const AOTITorchError status = torch_parallel_for(
       0, tasks, 1,
-      [](int64_t begin, int64_t end, void* context) {
-        for (int64_t task = begin; task < end; ++task) (*static_cast<const Body*>(context))(task);
+      [](int64_t begin, int64_t end, void* pointer) {
+        auto& shared = *static_cast<Context*>(pointer);
+        try {
+          for (int64_t task = begin; task < end; ++task) shared.body(task);
+        } catch (...) {
+          std::call_once(shared.first_error, [&] { shared.error = std::current_exception(); });
+        }
       },
-      const_cast<Body*>(&body));
+      &context);
+  if (context.error) std::rethrow_exception(context.error);
+  if (status != AOTI_TORCH_SUCCESS) throw std::runtime_error("torch's parallel loop failed");
 }
 
 // Calls body(begin, end) on disjoint ranges that cover [0, size), none (but the last) shorter than grain.
