@@ -1,4 +1,7 @@
-"""What the operators ask of shapes, dtypes and devices, before any kernel runs. Index contents are pattern.py's."""
+"""What the operators ask of shapes, dtypes and devices, before any kernel runs. Index contents are pattern.py's.
+
+Messages are put together only where they are raised: these checks run at every call.
+"""
 
 from collections.abc import Sequence
 
@@ -7,11 +10,6 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int32, torch.int64)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _floats(x: Tensor, w: Tensor | None = None, bias: Tensor | None = None, grad: Tensor | None = None) -> None:
@@ -30,19 +28,19 @@ def _floats(x: Tensor, w: Tensor | None = None, bias: Tensor | None = None, grad
 
 
 def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    _require(
-        tensor.device == x.device,
-        f"{name} is on {tensor.device} and the input on {x.device}; expected one device",
-    )
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device} and the input on {x.device}; expected one device")
 
 
 def _indices(x: Tensor, ccol: Tensor, row: Tensor) -> None:
     for name, index in (("ccol_indices", ccol), ("row_indices", row)):
         if index.dtype not in INDEX_DTYPES:
             raise TypeError(f"{name} has dtype {index.dtype}; expected torch.int32")
-        _require(index.dim() == 1, f"{name} has {index.dim()} dimensions; expected 1")
+        if index.dim() != 1:
+            raise ValueError(f"{name} has {index.dim()} dimensions; expected 1")
         _same_device(name, index, x)
-    _require(ccol.shape[0] >= 1, "ccol_indices is empty; expected columns + 1 entries")
+    if ccol.shape[0] < 1:
+        raise ValueError("ccol_indices is empty; expected columns + 1 entries")
 
 
 def _all_indices(x: Tensor, ccol: Tensor, row: Tensor, crow: Tensor, col: Tensor, perm: Tensor) -> None:
@@ -50,25 +48,23 @@ def _all_indices(x: Tensor, ccol: Tensor, row: Tensor, crow: Tensor, col: Tensor
     for name, index in (("crow_indices", crow), ("col_indices", col), ("permutation", perm)):
         if index.dtype not in INDEX_DTYPES:
             raise TypeError(f"{name} has dtype {index.dtype}; expected torch.int32")
-        _require(index.dim() == 1, f"{name} has {index.dim()} dimensions; expected 1")
+        if index.dim() != 1:
+            raise ValueError(f"{name} has {index.dim()} dimensions; expected 1")
         _same_device(name, index, x)
-    _require(crow.shape[0] >= 1, "crow_indices is empty; expected rows + 1 entries")
+    if crow.shape[0] < 1:
+        raise ValueError("crow_indices is empty; expected rows + 1 entries")
     _length("col_indices", col, row.shape[0], "nnz")
     _length("permutation", perm, row.shape[0], "nnz")
 
 
 def _length(name: str, tensor: Tensor, length: int, meaning: str) -> None:
-    _require(
-        tensor.dim() == 1 and tensor.shape[0] == length,
-        f"{name} has shape {tuple(tensor.shape)}; expected ({length},), {meaning}",
-    )
+    if not (tensor.dim() == 1 and tensor.shape[0] == length):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected ({length},), {meaning}")
 
 
 def _matrix(name: str, tensor: Tensor, columns: int, meaning: str) -> None:
-    _require(
-        tensor.dim() == 2 and tensor.shape[1] == columns,
-        f"{name} has shape {tuple(tensor.shape)}; expected (batch, {columns}), {columns} {meaning}",
-    )
+    if not (tensor.dim() == 2 and tensor.shape[1] == columns):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (batch, {columns}), {columns} {meaning}")
 
 
 def linear(
@@ -93,10 +89,8 @@ def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor) -> No
     _floats(x, grad=grad)
     _indices(x, ccol, row)
     _matrix("input", x, ccol.shape[0] - 1, "input features")
-    _require(
-        grad.dim() == 2 and grad.shape[0] == x.shape[0],
-        f"grad has shape {tuple(grad.shape)}; expected ({x.shape[0]}, output features)",
-    )
+    if not (grad.dim() == 2 and grad.shape[0] == x.shape[0]):
+        raise ValueError(f"grad has shape {tuple(grad.shape)}; expected ({x.shape[0]}, output features)")
     _same_device("grad", grad, x)
 
 
@@ -109,7 +103,8 @@ def linear_backward(grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tenso
 def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> None:
     _floats(grad, w)
     _indices(grad, ccol, row)
-    _require(grad.dim() == 2, f"grad has shape {tuple(grad.shape)}; expected (batch, output features)")
+    if grad.dim() != 2:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}; expected (batch, output features)")
     _length("weight", w, row.shape[0], "nnz")
 
 
@@ -124,11 +119,11 @@ def conv2d_output_size(
     out = []
     for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True):
         reach = d * (k - 1) + 1
-        _require(
-            n + 2 * p >= reach,
-            f"input of size {tuple(size)} with padding {tuple(padding)} is smaller than the kernel, which "
-            f"reaches over {reach} (kernel_size {tuple(kernel_size)}, dilation {tuple(dilation)})",
-        )
+        if n + 2 * p < reach:
+            raise ValueError(
+                f"input of size {tuple(size)} with padding {tuple(padding)} is smaller than the kernel, which "
+                f"reaches over {reach} (kernel_size {tuple(kernel_size)}, dilation {tuple(dilation)})"
+            )
         out.append((n + 2 * p - reach) // s + 1)
     return out[0], out[1]
 
@@ -146,29 +141,24 @@ def _geometry(
         ("padding", padding, 0),
         ("dilation", dilation, 1),
     ):
-        _require(
-            len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-            f"{name} is {tuple(pair)}; expected two integers of at least {least}",
-        )
-    _require(groups >= 1, f"groups is {groups}; expected at least 1")
+        if not (len(pair) == 2 and pair[0] >= least and pair[1] >= least):
+            raise ValueError(f"{name} is {tuple(pair)}; expected two integers of at least {least}")
+    if groups < 1:
+        raise ValueError(f"groups is {groups}; expected at least 1")
 
 
 def _channels(ccol: Tensor, kernel_size: Sequence[int], groups: int) -> int:
     """Input channels that a topology of ``ccol`` belongs to."""
     columns = ccol.shape[0] - 1
     taps = kernel_size[0] * kernel_size[1]
-    _require(
-        columns % taps == 0,
-        f"ccol_indices has {columns} columns; expected a multiple of the kernel's {taps} positions",
-    )
+    if columns % taps:
+        raise ValueError(f"ccol_indices has {columns} columns; expected a multiple of the kernel's {taps} positions")
     return columns // taps * groups
 
 
 def _images(name: str, x: Tensor, channels: int) -> None:
-    _require(
-        x.dim() == 4 and x.shape[1] == channels,
-        f"{name} has shape {tuple(x.shape)}; expected (batch, {channels}, height, width)",
-    )
+    if not (x.dim() == 4 and x.shape[1] == channels):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (batch, {channels}, height, width)")
 
 
 def conv2d(
@@ -192,7 +182,8 @@ def conv2d(
     _images("input", x, _channels(ccol, kernel_size, groups))
     _length("weight", w, row.shape[0], "nnz")
     out_channels = crow.shape[0] - 1
-    _require(out_channels % groups == 0, f"{out_channels} output channels are not a multiple of groups, {groups}")
+    if out_channels % groups:
+        raise ValueError(f"{out_channels} output channels are not a multiple of groups, {groups}")
     if bias is not None:
         _length("bias", bias, out_channels, "output channels")
     return conv2d_output_size(x.shape[2:], kernel_size, stride, padding, dilation)
@@ -215,14 +206,12 @@ def conv2d_weight_grad(
     _same_device("grad", grad, x)
     _images("input", x, _channels(ccol, kernel_size, groups))
     size = conv2d_output_size(x.shape[2:], kernel_size, stride, padding, dilation)
-    _require(
-        grad.dim() == 4 and grad.shape[0] == x.shape[0] and tuple(grad.shape[2:]) == size,
-        f"grad has shape {tuple(grad.shape)}; expected ({x.shape[0]}, output channels, {size[0]}, {size[1]})",
-    )
-    _require(
-        grad.shape[1] % groups == 0,
-        f"grad has {grad.shape[1]} channels; expected a multiple of groups, {groups}",
-    )
+    if not (grad.dim() == 4 and grad.shape[0] == x.shape[0] and tuple(grad.shape[2:]) == size):
+        raise ValueError(
+            f"grad has shape {tuple(grad.shape)}; expected ({x.shape[0]}, output channels, {size[0]}, {size[1]})"
+        )
+    if grad.shape[1] % groups:
+        raise ValueError(f"grad has {grad.shape[1]} channels; expected a multiple of groups, {groups}")
 
 
 def conv2d_backward(
@@ -259,8 +248,9 @@ def conv2d_input_grad(
     _indices(grad, ccol, row)
     _length("weight", w, row.shape[0], "nnz")
     size = conv2d_output_size(input_size, kernel_size, stride, padding, dilation)
-    _require(
-        grad.dim() == 4 and tuple(grad.shape[2:]) == size and grad.shape[1] % groups == 0,
-        f"grad has shape {tuple(grad.shape)}; expected (batch, a multiple of {groups} channels, {size[0]}, {size[1]})",
-    )
+    if not (grad.dim() == 4 and tuple(grad.shape[2:]) == size and grad.shape[1] % groups == 0):
+        raise ValueError(
+            f"grad has shape {tuple(grad.shape)}; expected (batch, a multiple of {groups} channels, "
+            f"{size[0]}, {size[1]})"
+        )
     return _channels(ccol, kernel_size, groups)
