@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.layers import Candidate
 
-DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
+DENSITIES = (0.7, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 TOLERANCE = 1e-4  # of the largest element; float32 sums of some thousand products
 RESULTS = Path(__file__).resolve().parent / "results"
 
