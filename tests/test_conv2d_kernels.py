@@ -10,25 +10,9 @@ from sparsekern import _C
 from sparsekern.backends import _cpu_conv2d as cpu
 from sparsekern.backends import _reference_conv2d as reference
 
-ISAS = _C.available_isas()
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """torch.empty hands out NaN, so a kernel that leaves part of a result unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _C.isa()
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 @pytest.fixture(autouse=True)

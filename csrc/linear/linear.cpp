@@ -185,7 +185,7 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
     k.widen(bias.dtype, bias.data, nullptr, nullptr, t.rows, wide_bias);
   }
   const Tiling tiling =
-      forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
+      forward_tiling({t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
   const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
   const ValueReader<A> reader{w, t, true};
   const Edges<A> edges(t, crow, t.rows, t.columns, tiling, tiles.size(), &reader, scratch);
@@ -196,9 +196,8 @@ void forward(const Topology& t, int64_t tokens, const Activations& x, const Valu
   run_tiles<A>(plan, edges.order.panels(), x, t.columns, crow, t.rows, by_tokens, scratch,
                [&](const TokenTile& tile, const Panel& panel, const A* x_tile, A* sums, int64_t, int64_t begin,
                    int64_t end) {
-                 k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums,
-                            tokens_of(y, tile, stream), tile.vectors,
-                            begin, end});
+                 k.forward({panel, edges.indices, edges.values, wide_bias, x_tile, sums, tokens_of(y, tile, stream),
+                            tile.vectors, begin, end});
                });
 }
 
@@ -209,7 +208,7 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   const LinearKernels<A>& k = kernels<A>();
   const int64_t* ccol = wide_pointers(t, t.columns, scratch);
   const Tiling tiling =
-      backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
+      backward_tiling({t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
   const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
   const ValueReader<A> reader{w, t, false};
   const Edges<A> edges(t, ccol, t.columns, t.rows, tiling, tiles.size(), dx.data ? &reader : nullptr, scratch);
@@ -228,10 +227,11 @@ void backward(const Topology& t, int64_t tokens, const Activations& grad, const 
   }
   const bool stream = dx.data && streams(dx, tokens);
   run_tiles<A>(plan, edges.order.panels(), grad, t.rows, ccol, t.columns, by_tokens, scratch,
-               [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread, int64_t begin,
-                   int64_t end) {
-                 k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile), tokens_of(dx, tile, stream),
-                             dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors, begin, end});
+               [&](const TokenTile& tile, const Panel& panel, const A* grad_tile, A* sums, int64_t thread,
+                   int64_t begin, int64_t end) {
+                 k.backward({panel, edges.indices, edges.values, grad_tile, sums, tokens_of(x, tile),
+                             tokens_of(dx, tile, stream), dw_sums ? dw_sums + thread * t.nnz : nullptr, tile.vectors,
+                             begin, end});
                });
   if (!dw.data || dw_sums == dw.data) return;
   const auto sum_parts = [&](DType dtype, void* out) {

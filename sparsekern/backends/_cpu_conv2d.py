@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.backends._cpu_linear import DTYPE_CODES
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ABSENT = (0, 0)
 
 
 def _ref(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), _DTYPES[tensor.dtype]
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype]
 
 
 def _index(tensor: Tensor) -> tuple[int, bool]:

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsekern.backends._reference_linear import accumulation_dtype, edge_columns
+
 # Elements of a temporary product.
 _CHUNK = 1 << 22
-
-
-def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _windows(
@@ -46,9 +44,7 @@ def _edges_of_tap(
     tap: int, taps: int, ccol: Tensor, row: Tensor, out_channels: int, groups: int, per_edge: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Chunks of the edges of one tap: their numbers, input channels and output channels."""
-    columns = torch.repeat_interleave(
-        torch.arange(ccol.numel() - 1, device=row.device), ccol.long().diff(), output_size=row.numel()
-    )
+    columns = edge_columns(ccol)
     edges = torch.nonzero(columns % taps == tap).flatten()
     for chunk in edges.split(max(1, _CHUNK // max(1, per_edge))):
         out = row[chunk].long()
@@ -73,7 +69,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     """The convolution of x (N, C, H, W): y (N, O, OH, OW) in x's dtype."""
-    accumulate = _accumulate_dtype(x.dtype)
+    accumulate = accumulation_dtype(x.dtype)
     out_channels = crow.numel() - 1
     sizes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
     size = [(n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in sizes]
@@ -120,7 +116,7 @@ def conv2d_input_grad(
     groups: int,
 ) -> Tensor:
     """The gradient of the input, of spatial size input_size: dx (N, C, H, W) in grad's dtype."""
-    accumulate = _accumulate_dtype(grad.dtype)
+    accumulate = accumulation_dtype(grad.dtype)
     taps = kernel_size[0] * kernel_size[1]
     channels = (ccol.numel() - 1) // taps * groups
     (height, width), (pad_y, pad_x) = input_size, padding
@@ -153,7 +149,7 @@ def conv2d_weight_grad(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The weight gradient at the edges of any pattern: dw (nnz,) in dtype, by default at least float32."""
-    accumulate = _accumulate_dtype(x.dtype)
+    accumulate = accumulation_dtype(x.dtype)
     padded = F.pad(x.to(accumulate), (padding[1], padding[1], padding[0], padding[0]))
     dw = torch.zeros(row.numel(), dtype=accumulate, device=x.device)
     per_edge = grad.shape[0] * grad.shape[2] * grad.shape[3]

@@ -183,7 +183,7 @@ class SparseLayer(nn.Module):
     def to_dense(self) -> Tensor:
         """The weight as a DENSE tensor in torch's layout, differentiable in :attr:`weight`."""
         rows, columns = self.pattern.edges()
-        flat = self.weight.new_zeros(self.matrix_shape).index_put((rows.long(), columns.long()), self.weight)
+        flat = self.weight.new_zeros(self.matrix_shape).index_put((rows, columns), self.weight)
         return flat.view(self.dense_shape())
 
     def to_sparse_csr(self) -> Tensor:
@@ -201,7 +201,7 @@ class SparseLayer(nn.Module):
         """Copies the values under the pattern, and bias, training mode and requires_grad, from a dense module."""
         rows, columns = self.pattern.edges()
         with torch.no_grad():
-            self.weight.copy_(module.weight.reshape(self.matrix_shape)[rows.long(), columns.long()])
+            self.weight.copy_(module.weight.reshape(self.matrix_shape)[rows, columns])
             if self.bias is not None and module.bias is not None:
                 self.bias.copy_(module.bias)
                 self.bias.requires_grad_(module.bias.requires_grad)
