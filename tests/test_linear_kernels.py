@@ -42,12 +42,15 @@ class Problem:
     def results(self, backend):
         """Every product of the backend, by name."""
         x, grad, w, (ccol, row, *rest) = self.x, self.grad, self.w, self.topology
-        dx, dw = backend.linear_backward(grad, x, w, ccol, row)
+        dx, dw, dbias = backend.linear_backward(grad, x, w, ccol, row, w.dtype)
+        *_, none = backend.linear_backward(grad, x, w, ccol, row, None)
+        assert none.shape == (0,)
         return {
             "y": backend.linear(x, w, self.bias, ccol, row, *rest),
             "y without bias": backend.linear(x, w, None, ccol, row, *rest),
             "dx": dx,
             "dw": dw,
+            "dbias": dbias,
             "dx alone": backend.linear_input_grad(grad, w, ccol, row),
             "dw alone": backend.linear_weight_grad(grad, x, ccol, row, self.wide),
         }

@@ -54,6 +54,7 @@ def test_opcheck_linear(dtype):
     ):
         torch.library.opcheck(op, args)
     torch.library.opcheck(ops.linear_weight_grad, (grad, x, ccol, row), {"dtype": dtype})
+    torch.library.opcheck(ops.linear_backward, (grad, x, w, ccol, row), {"bias_dtype": dtype})
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

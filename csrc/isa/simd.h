@@ -268,56 +268,49 @@ SK_INLINE void store_first(A* p, Vec<A> v, int64_t count) {
 
 // Whole vectors of half-precision elements, widened to float and rounded from it (to nearest, ties to even; a NaN keeps
 // its sign and becomes quiet), as element.h does it for one.
-#if defined(__AVX512F__)
+typedef uint32_t WordVec __attribute__((vector_size(SK_VECTOR_BYTES)));
+typedef uint16_t HalfVec __attribute__((vector_size(SK_VECTOR_BYTES / 2)));
+
 SK_INLINE Vec<float> widen_all(const bf16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-}
-SK_INLINE Vec<float> widen_all(const f16* p) {
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  HalfVec bits;
+  memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(bits, WordVec) << 16);
 }
 SK_INLINE void narrow_all(Vec<float> v, bf16* p) {
-  const __m512i bits = (__m512i)v;
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  const __m512i chosen = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+  const WordVec bits = reinterpret_cast<WordVec>(v);
+  const WordVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const WordVec is_nan = reinterpret_cast<WordVec>((bits & 0x7fffffff) > 0x7f800000);
+  const WordVec chosen = (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(chosen >> 16));
+#else
+  const HalfVec narrow = __builtin_convertvector(chosen >> 16, HalfVec);
+#endif
+  memcpy(p, &narrow, sizeof narrow);
+}
+
+#if defined(__AVX512F__)
+SK_INLINE Vec<float> widen_all(const f16* p) {
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 SK_INLINE void narrow_all(Vec<float> v, f16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__AVX2__)
-SK_INLINE Vec<float> widen_all(const bf16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
-}
 SK_INLINE Vec<float> widen_all(const f16* p) {
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-SK_INLINE void narrow_all(Vec<float> v, bf16* p) {
-  const __m256i bits = (__m256i)v;
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  const __m256 is_nan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, (__m256i)is_nan), 16);
-  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
 SK_INLINE void narrow_all(Vec<float> v, f16* p) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-template <class T>
-SK_INLINE Vec<float> widen_all(const T* p) {
+SK_INLINE Vec<float> widen_all(const f16* p) {
   Vec<float> v{};
   for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
   return v;
 }
-template <class T>
-SK_INLINE void narrow_all(Vec<float> v, T* p) {
+SK_INLINE void narrow_all(Vec<float> v, f16* p) {
   for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], p + i);
 }
 #endif

@@ -6,7 +6,8 @@
 namespace sparsekern {
 namespace {
 
-void order_by_edges(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order) {
+// The outputs of each block by their number of edges.
+void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order) {
   const int64_t blocks = (outputs + kLinearBlock - 1) / kLinearBlock;
   parallel_ranges(blocks, 64, [&](int64_t first, int64_t last) {
     std::array<uint64_t, kLinearBlock> keys;
@@ -22,51 +23,60 @@ void order_by_edges(const int64_t* begin, const int64_t* end, int64_t outputs, u
 
 }  // namespace
 
-EdgeOrder EdgeOrder::stored(const int64_t* pointers, int64_t outputs, Scratch& scratch, Slots slots) {
-  uint8_t* order = scratch.get<uint8_t>(slots.order, outputs);
-  for (int64_t i = 0; i < outputs; ++i) order[i] = static_cast<uint8_t>(i % kLinearBlock);
-  EdgeOrder result;
-  result.outputs_ = outputs;
-  result.panels_.push_back({pointers, order, true, true});
-  return result;
+EdgeOrder::EdgeOrder(const StoredEdges& edges, Visit visit) : visit_(visit), outputs_(edges.outputs) {
+  const int64_t panels = std::max<int64_t>(1, (edges.gathered + visit.panel - 1) / visit.panel);
+  if (panels > 1 || visit.packed) find_cuts(edges, panels);
+  if (visit.packed) {
+    pack(edges, panels);
+  } else if (panels == 1) {
+    panels_.push_back({edges.pointers, edges.pointers + 1, nullptr, true, true, true});
+  } else {
+    for (int64_t p = 0; p < panels; ++p)
+      panels_.push_back({cut(p), cut(p + 1), nullptr, p == 0, p == panels - 1, false});
+  }
 }
 
-EdgeOrder EdgeOrder::packed(const int64_t* pointers, const int32_t* indices, int64_t outputs, int64_t gathered,
-                            int64_t panel, Scratch& scratch, Slots slots) {
-  const int64_t count = std::max<int64_t>(1, (gathered + panel - 1) / panel);
-  int64_t* cuts = scratch.get<int64_t>(slots.cuts, (count + 1) * outputs);
-  parallel_ranges(outputs, 256, [&](int64_t first, int64_t last) {
+void EdgeOrder::find_cuts(const StoredEdges& edges, int64_t panels) {
+  cuts_.resize((panels + 1) * outputs_);
+  parallel_ranges(outputs_, 256, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int32_t* edge = indices + pointers[i];
-      const int32_t* end = indices + pointers[i + 1];
-      for (int64_t p = 0; p < count; ++p) {
-        edge = std::lower_bound(edge, end, p * panel);
-        cuts[p * outputs + i] = edge - indices;
+      const int32_t* edge = edges.indices + edges.pointers[i];
+      const int32_t* end = edges.indices + edges.pointers[i + 1];
+      for (int64_t p = 0; p < panels; ++p) {
+        edge = std::lower_bound(edge, end, p * visit_.panel);
+        cuts_[p * outputs_ + i] = edge - edges.indices;
       }
-      cuts[count * outputs + i] = pointers[i + 1];
+      cuts_[panels * outputs_ + i] = edges.pointers[i + 1];
     }
   });
-  uint8_t* orders = scratch.get<uint8_t>(slots.order, count * outputs);
-  int64_t* places = scratch.get<int64_t>(slots.places, count * (outputs + 1));
-  EdgeOrder result;
-  result.outputs_ = outputs;
-  result.cuts_ = cuts;
+}
+
+void EdgeOrder::pack(const StoredEdges& edges, int64_t panels) {
+  order_.resize(panels * outputs_);
+  places_.resize(2 * panels * outputs_);
+  indices_.resize(edges.count());
   int64_t place = 0;
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t* begin = cuts + p * outputs;
-    const int64_t* end = begin + outputs;
-    uint8_t* order = orders + p * outputs;
-    int64_t* mine = places + p * (outputs + 1);
-    order_by_edges(begin, end, outputs, order);
-    for (int64_t i = 0; i < outputs; ++i) {
-      mine[i] = place;
-      const int64_t output = i / kLinearBlock * kLinearBlock + order[i];
-      place += end[output] - begin[output];
+  for (int64_t p = 0; p < panels; ++p) {
+    uint8_t* order = order_.data() + p * outputs_;
+    int64_t* begin = places_.data() + 2 * p * outputs_;
+    int64_t* end = begin + outputs_;
+    sort_blocks(cut(p), cut(p + 1), outputs_, order);
+    panels_.push_back({begin, end, order, p == 0, p == panels - 1, true});
+    const Runs all = runs(p, 0, outputs_);
+    for (int64_t i = 0; i < outputs_; ++i) {
+      const int64_t output = all.visited(i);
+      begin[output] = place;
+      place += all.end[output] - all.stored[output];
+      end[output] = place;
     }
-    mine[outputs] = place;
-    result.panels_.push_back({mine, order, p == 0, p == count - 1});
   }
-  return result;
+  for_each_run([&](const Runs& runs, int64_t place) {
+    for (int64_t i = runs.first; i < runs.last; ++i) {
+      const int64_t output = runs.visited(i), count = runs.end[output] - runs.stored[output];
+      std::copy_n(edges.indices + runs.stored[output], count, indices_.data() + place);
+      place += count;
+    }
+  });
 }
 
 }  // namespace sparsekern

@@ -1,51 +1,104 @@
 // The order in which a product visits its edges.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "linear/kernels.h"
 #include "parallel.h"
-#include "scratch.h"
 
 namespace sparsekern {
 
-// Either the stored order: one panel, output after output. Or a packed one, for a product that goes over its edges
-// many times: panel after panel of the gathered features, block after block of the outputs, and within a block from
-// the output with the fewest edges to the one with the most; copies of the edges in that order are read as one stream.
+// Edges of a product as they are stored: `outputs` runs of `indices` below `gathered`.
+struct StoredEdges {
+  const int64_t* pointers;
+  const int32_t* indices;
+  int64_t outputs, gathered;
+
+  int64_t count() const { return pointers[outputs]; }
+};
+
+// How edges are visited, panel after panel of the gathered features, `panel` of them in each.
+//   in_place  output after output, and where there are several panels each output's run is cut;
+//   packed    within a block of the outputs from the one with the fewest edges to the one with the most, and the edges
+//             copied into that order, so that a product that goes over them many times reads one stream.
+struct Visit {
+  int64_t panel;
+  bool packed;
+
+  bool operator==(const Visit& other) const { return panel == other.panel && packed == other.packed; }
+};
+
 class EdgeOrder {
  public:
-  struct Slots {
-    size_t places, order, cuts;
-  };
+  EdgeOrder(const StoredEdges& edges, Visit visit);
+  EdgeOrder(const EdgeOrder&) = delete;
 
-  static EdgeOrder stored(const int64_t* pointers, int64_t outputs, Scratch& scratch, Slots slots);
-  static EdgeOrder packed(const int64_t* pointers, const int32_t* indices, int64_t outputs, int64_t gathered,
-                          int64_t panel, Scratch& scratch, Slots slots);
-
+  const Visit& visit() const { return visit_; }
   const std::vector<Panel>& panels() const { return panels_; }
-  bool is_packed() const { return cuts_ != nullptr; }
+  // In visiting order; null where that is the stored one.
+  const int32_t* packed_indices() const { return visit_.packed ? indices_.data() : nullptr; }
 
-  // Of a packed order, calls run(stored place, packed place, edges) for each output of each panel, on all threads.
-  template <class Run>
-  void for_each_run(const Run& run) const {
-    const int64_t blocks = (outputs_ + kLinearBlock - 1) / kLinearBlock;
-    parallel_ranges(blocks, 8, [&](int64_t first, int64_t last) {
-      const int64_t end = std::min(outputs_, last * kLinearBlock);
+  // The stored runs of panel p's outputs [begin, end) as visited.
+  Runs runs(size_t p, int64_t begin, int64_t end) const {
+    return {cut(p), cut(p + 1), panels_[p].order, begin, end};
+  }
+
+  // Of a packed order, calls copy(runs, place of their first edge) for the runs of all panels, on all threads.
+  template <class Copy>
+  void for_each_run(const Copy& copy) const {
+    parallel_ranges((outputs_ + kLinearBlock - 1) / kLinearBlock, 8, [&](int64_t first, int64_t last) {
+      const int64_t begin = first * kLinearBlock, end = std::min(outputs_, last * kLinearBlock);
       for (size_t p = 0; p < panels_.size(); ++p) {
-        const Panel& panel = panels_[p];
-        for (int64_t i = first * kLinearBlock; i < end; ++i) {
-          const int64_t output = i / kLinearBlock * kLinearBlock + panel.order[i];
-          run(cuts_[static_cast<int64_t>(p) * outputs_ + output], panel.places[i], panel.places[i + 1] - panel.places[i]);
-        }
+        const Runs mine = runs(p, begin, end);
+        copy(mine, panels_[p].begin[mine.visited(begin)]);
       }
     });
   }
 
  private:
+  const int64_t* cut(size_t p) const { return cuts_.data() + static_cast<int64_t>(p) * outputs_; }
+  void find_cuts(const StoredEdges& edges, int64_t panels);
+  void pack(const StoredEdges& edges, int64_t panels);
+
+  Visit visit_;
+  int64_t outputs_;
   std::vector<Panel> panels_;
-  int64_t outputs_ = 0;
-  const int64_t* cuts_ = nullptr;  // [panels + 1][outputs]: where each output's edges of each panel are stored
+  std::vector<int64_t> cuts_;    // [panels + 1][outputs]: where each output's edges of each panel are stored
+  std::vector<int64_t> places_;  // [2][panels][outputs]: where they begin and end in visiting order
+  std::vector<uint8_t> order_;   // [panels][outputs]
+  std::vector<int32_t> indices_;
+};
+
+// The orders of one topology's products, kept from call to call. Calls on several threads may share them.
+class LinearPlan {
+ public:
+  // The order of that visit, made where it is not there yet. One of each direction and packing is kept.
+  std::shared_ptr<const EdgeOrder> forward(const StoredEdges& edges, Visit visit) {
+    return find(forward_[visit.packed], edges, visit);
+  }
+  std::shared_ptr<const EdgeOrder> backward(const StoredEdges& edges, Visit visit) {
+    return find(backward_[visit.packed], edges, visit);
+  }
+  // For few tokens: edges by column, panels of rows.
+  std::shared_ptr<const EdgeOrder> scatter(const StoredEdges& edges, Visit visit) {
+    return find(scatter_, edges, visit);
+  }
+
+ private:
+  using Kept = std::shared_ptr<const EdgeOrder>;
+
+  Kept find(Kept& kept, const StoredEdges& edges, Visit visit) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!kept || !(kept->visit() == visit)) kept = std::make_shared<EdgeOrder>(edges, visit);
+    return kept;
+  }
+
+  std::mutex mutex_;
+  Kept forward_[2], backward_[2], scatter_;
 };
 
 }  // namespace sparsekern

@@ -22,19 +22,24 @@ struct Tokens {
   bool stream;     // written past the caches; rows then begin on cache lines
 };
 
-// A run of the product over the edges whose gathered feature lies in one panel of the tile. Edges lie in the order
-// in which they are visited. Where there is more than one panel, sums wait in `sums` between them.
+// A run of the product over the edges whose gathered feature lies in one panel of the tile. Where there is more than one
+// panel, sums wait in `sums` between them.
 struct Panel {
-  const int64_t* places;  // (outputs + 1,): the i-th output to visit has the edges [places[i], places[i + 1])
-  const uint8_t* order;   // (outputs,): which output of its block the i-th is
-  bool first, last;       // first: sums start anew; last: sums go to the outputs
+  const int64_t* begin;  // by output: its edges of this panel are [begin[i], end[i])
+  const int64_t* end;
+  const uint8_t* order;  // the i-th output to visit is block + order[i]; null where that is i
+  bool first, last;      // first: sums start anew; last: sums go to the outputs
+  bool adjacent;         // the edges of an output begin where those of the one visited before it end
+
+  // The output visited i-th, in the block that begins at `block`.
+  [[gnu::always_inline]] int64_t visited(int64_t block, int64_t i) const { return order ? block + order[i] : i; }
 };
 
 template <class A>
 struct LinearForwardTask {
   Panel panel;         // outputs are rows
-  const int32_t* col;  // (nnz,) in visiting order
-  const A* values;     // (nnz,) in visiting order
+  const int32_t* col;  // (nnz,)
+  const A* values;     // (nnz,)
   const A* bias;       // (rows,) or null
   const A* x_tile;     // [columns][width]
   A* sums;             // [rows][width], or null with a single panel
@@ -46,28 +51,58 @@ struct LinearForwardTask {
 template <class A>
 struct LinearBackwardTask {
   Panel panel;         // outputs are columns
-  const int32_t* row;  // (nnz,) in visiting order
-  const A* values;     // (nnz,) in visiting order; null when dx is not wanted
+  const int32_t* row;  // (nnz,)
+  const A* values;     // (nnz,); null when dx is not wanted
   const A* grad_tile;  // [rows][width]
   A* sums;             // [columns][width], or null with a single panel or when dx is not wanted
   Tokens x;            // data null when dw is not wanted
   Tokens dx;           // data null when not wanted
-  A* dw;               // (nnz,) in visiting order, added to; null when not wanted
+  A* dw;               // (nnz,), added to; null when not wanted
   int vectors;
   int64_t column_begin, column_end;  // whole blocks, but for the last
+};
+
+// The product of at most one vector of tokens, by column: each edge adds to its output's sums, which lie in the nearest
+// cache. The values are read as they are stored, which a visit by row cannot.
+template <class A>
+struct LinearScatterTask {
+  Panel panel;         // outputs are columns, the panel's features are rows
+  const int32_t* row;  // (nnz,)
+  const A* values;     // (nnz,)
+  const A* x;          // [columns][one vector], or (columns,) for a single token
+  A* y;                // [rows][one vector], or (rows,): added to
+  int64_t columns;
+};
+
+// The outputs of one panel of an order, for copies between the stored order and the one in which they are visited.
+struct Runs {
+  const int64_t* stored;  // by output: where its run begins
+  const int64_t* end;     // and ends
+  const uint8_t* order;   // as in Panel
+  int64_t first, last;    // of the outputs as they are visited
+
+  [[gnu::always_inline]] int64_t visited(int64_t i) const { return order ? i / kLinearBlock * kLinearBlock + order[i] : i; }
 };
 
 template <class A>
 struct LinearKernels {
   int lanes;
   int max_vectors;  // widest tile, in vectors; narrower ones are powers of two
-  // tile[f - begin][token] = x[token][f] for features begin <= f < end; tokens past the last are zero.
-  void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile);
+  // tile[f - begin][token] = x[token][f] for features begin <= f < end; tokens past the last are zero. Where `sums` is
+  // given, sums[f] += each feature's sum over the tokens.
+  void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile, A* sums);
+  void (*store_tile)(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end);
   void (*forward)(const LinearForwardTask<A>& task);
   void (*backward)(const LinearBackwardTask<A>& task);
-  // out[i] = widened values[i], or values[index[i]] where index is given.
-  void (*widen)(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, int64_t count,
-                A* out);
+  void (*scatter)(const LinearScatterTask<A>& task);
+  void (*scatter_one)(const LinearScatterTask<A>& task);
+  // The runs' values, widened, one after another; through the permutation where one is given.
+  void (*read_runs)(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, const Runs& runs,
+                    A* out);
+  // The reverse without one: rounded to dtype.
+  void (*write_runs)(const A* from, const Runs& runs, DType dtype, void* values);
+  // out[i] = widened values[i].
+  void (*widen)(DType dtype, const void* values, int64_t count, A* out);
   // out[i] = the sum of parts[p * stride + i] over p, rounded to dtype.
   void (*sum_parts)(const A* parts, int64_t stride, int64_t count, int64_t begin, int64_t end, DType dtype,
                     void* out);

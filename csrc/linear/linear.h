@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "linear/edge_order.h"
 
 namespace sparsekern {
 
@@ -18,21 +19,27 @@ struct Values {
   void* data;  // null where not wanted
 };
 
-// Pointers and the permutation are int32, or int64 when `wide_pointers`; all contents were validated.
+// One compressed direction of a topology. Pointers are int32, or int64 when `wide`; all contents were validated.
+struct Compressed {
+  const void* pointers;
+  const int32_t* indices;
+  bool wide;
+};
+
 struct Topology {
   int64_t rows, columns, nnz;
-  bool wide_pointers;
-  const void* pointers;       // crow (forward) or ccol (backward)
-  const int32_t* indices;     // col (forward) or row (backward)
-  const void* permutation;    // forward only
+  Compressed by_column;     // ccol, row: as the values are stored
+  Compressed by_row;        // crow, col; null where not needed
+  const void* permutation;  // by row, as wide as its pointers: where each value is stored
+  LinearPlan* plan;         // of this topology, or null where nothing can be kept
 };
 
 // y = x W^T + bias.
 void linear_forward(const Topology& topology, int64_t tokens, const Activations& x, const Values& w,
                     const Values& bias, const Activations& y);
 
-// dx = grad W and dw[k] = sum over tokens of grad[row_k] x[col_k], each where wanted.
+// dx = grad W, dw[k] = sum over tokens of grad[row_k] x[col_k] and dbias = sum over tokens of grad, each where wanted.
 void linear_backward(const Topology& topology, int64_t tokens, const Activations& grad, const Activations& x,
-                     const Values& w, const Activations& dx, const Values& dw);
+                     const Values& w, const Activations& dx, const Values& dw, const Values& dbias);
 
 }  // namespace sparsekern

@@ -3,6 +3,7 @@
 
 #include "isa/simd.h"
 #include "linear/kernels.h"
+#include "linear/scatter.h"
 
 namespace sparsekern {
 namespace SK_ISA {
@@ -14,9 +15,12 @@ constexpr int kMaxVectors = 8;
 constexpr int kMaxVectors = 4;
 #endif
 
-template <class A, class T>
+// How many vectors ahead of a load its token's features are asked for: memory at large strides is not foreseen.
+constexpr int kPrefetchVectors = 8;
+
+template <class A, bool Sums, class T>
 SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, int vectors,
-                            A* tile) {
+                            A* tile, A* sums) {
   constexpr int W = kLanes<A>;
   const int64_t width = int64_t{vectors} * W;
   for (int v = 0; v < vectors; ++v) {
@@ -26,9 +30,18 @@ SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t 
       Vec<A> r[W];
       if (here >= W && end - f >= W) {
         SK_UNROLL
-        for (int i = 0; i < W; ++i) r[i] = load_widened<A>(x_v + i * stride + f);
+        for (int i = 0; i < W; ++i) {
+          __builtin_prefetch(x_v + i * stride + f + kPrefetchVectors * W, 0, 2);
+          r[i] = load_widened<A>(x_v + i * stride + f);
+        }
       } else {
         for (int i = 0; i < W; ++i) r[i] = i < here ? load_widened<A>(x_v + i * stride + f, end - f) : Vec<A>{};
+      }
+      if constexpr (Sums) {
+        Vec<A> sum = r[0];
+        SK_UNROLL
+        for (int i = 1; i < W; ++i) sum += r[i];
+        store_narrowed<A>(sums + f, load_widened<A>(sums + f, end - f) + sum, end - f);
       }
       transpose<A>(r);
       A* out = tile + (f - begin) * width + v * W;
@@ -91,9 +104,13 @@ SK_INLINE void with_element(DType dtype, const F& f) {
 }
 
 template <class A>
-void load_tile(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile) {
+void load_tile(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile, A* sums) {
   with_element<A>(x.dtype, [&](auto* type) {
-    load_tile_of<A>(static_cast<decltype(type)>(x.data), x.stride, x.count, begin, end, vectors, tile);
+    const auto* data = static_cast<decltype(type)>(x.data);
+    if (sums)
+      load_tile_of<A, true>(data, x.stride, x.count, begin, end, vectors, tile, sums);
+    else
+      load_tile_of<A, false>(data, x.stride, x.count, begin, end, vectors, tile, sums);
   });
 }
 
@@ -151,10 +168,8 @@ void forward_tile(const LinearForwardTask<A>& t) {
   for (int64_t begin = t.row_begin; begin < t.row_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.row_end ? begin + kLinearBlock : t.row_end;
     A* block = block_sums<A, V>(t.sums, local_sums, begin);
-    int64_t k = t.panel.places[begin];
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t r = begin + t.panel.order[i];
-      const int64_t last = t.panel.places[i + 1];
+      const int64_t r = t.panel.visited(begin, i);
       A* out = block + (r - begin) * kWidth;
       Vec<A> sum[V];
       if (t.panel.first) {
@@ -165,8 +180,7 @@ void forward_tile(const LinearForwardTask<A>& t) {
         SK_UNROLL
         for (int v = 0; v < V; ++v) sum[v] = load<A>(out + v * kLanes<A>);
       }
-      multiply_add_row<A, V>(sum, t.col, t.values, k, last, t.x_tile);
-      k = last;
+      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[r], t.panel.end[r], t.x_tile);
       SK_UNROLL
       for (int v = 0; v < V; ++v) store<A>(out + v * kLanes<A>, sum[v]);
     }
@@ -193,17 +207,24 @@ void backward_tile(const LinearBackwardTask<A>& t) {
   alignas(64) A local_sums[WantX ? kLinearBlock * kWidth : 1];
   // Products of the last edges, one vector an edge, still spread over the lanes: reduced a square at a time.
   alignas(64) A spread[W * W] = {};
-  const int64_t first_edge = t.panel.places[t.column_begin];
-  int64_t k = first_edge;
+  int waiting = 0;
+  int64_t k = 0;
   const int32_t* __restrict row = t.row;
   for (int64_t begin = t.column_begin; begin < t.column_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.column_end ? begin + kLinearBlock : t.column_end;
     A* block = WantX ? block_sums<A, V>(t.sums, local_sums, begin) : nullptr;
-    if constexpr (WantW) load_tile<A>(t.x, begin, end, V, x_block);
+    if constexpr (WantW) load_tile<A>(t.x, begin, end, V, x_block, nullptr);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = begin + t.panel.order[i];
+      const int64_t c = t.panel.visited(begin, i);
       const int64_t place = (c - begin) * kWidth;
-      const int64_t last = t.panel.places[i + 1];
+      const int64_t last = t.panel.end[c];
+      if constexpr (WantW) {
+        if (!t.panel.adjacent && waiting > 0) {
+          add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
+          waiting = 0;
+        }
+      }
+      k = t.panel.begin[c];
       Vec<A> x[V], dx[V];
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
@@ -235,9 +256,11 @@ void backward_tile(const LinearBackwardTask<A>& t) {
           }
         }
         if constexpr (WantW) {
-          const int64_t slot = (k - first_edge) % W;
-          store<A>(spread + slot * W, V > 1 ? even + odd : even);
-          if (slot == W - 1) add_lane_sums<A>(spread, t.dw + k - slot, W);
+          store<A>(spread + waiting * W, V > 1 ? even + odd : even);
+          if (++waiting == W) {
+            add_lane_sums<A>(spread, t.dw + k - (W - 1), W);
+            waiting = 0;
+          }
         }
       }
       if constexpr (WantX) {
@@ -250,8 +273,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
     }
   }
   if constexpr (WantW) {
-    const int64_t left = (k - first_edge) % W;
-    if (left > 0) add_lane_sums<A>(spread, t.dw + k - left, left);
+    if (waiting > 0) add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
   }
 }
 
@@ -283,16 +305,48 @@ void linear_backward(const LinearBackwardTask<A>& task) {
 }
 
 template <class A>
-void widen_values(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, int64_t count,
-                  A* out) {
+void widen_values(DType dtype, const void* values, int64_t count, A* out) {
   with_element<A>(dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(const_cast<void*>(values));
-    if (index32) {
-      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[index32[i]]);
-    } else if (index64) {
-      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[index64[i]]);
-    } else {
-      for (int64_t i = 0; i < count; ++i) out[i] = widen(from[i]);
+    for (int64_t i = 0; i < count; ++i) out[i] = widen(from[i]);
+  });
+}
+
+// Runs begin far apart, each with a cache miss unless it is asked for early.
+constexpr int kPrefetchRuns = 4;
+
+template <class A>
+void read_runs(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, const Runs& runs,
+               A* out) {
+  with_element<A>(dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(const_cast<void*>(values));
+    for (int64_t i = runs.first; i < runs.last; ++i) {
+      const int64_t ahead = runs.visited(i + kPrefetchRuns < runs.last ? i + kPrefetchRuns : i);
+      const int64_t coming = runs.stored[ahead];
+      const int64_t output = runs.visited(i), end = runs.end[output];
+      if (index32) {
+        __builtin_prefetch(index32 + coming);
+        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[index32[k]]);
+      } else if (index64) {
+        __builtin_prefetch(index64 + coming);
+        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[index64[k]]);
+      } else {
+        __builtin_prefetch(from + coming);
+        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[k]);
+      }
+    }
+  });
+}
+
+template <class A>
+void write_runs(const A* from, const Runs& runs, DType dtype, void* values) {
+  with_element<A>(dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(values);
+    for (int64_t i = runs.first; i < runs.last; ++i) {
+      const int64_t ahead = runs.visited(i + kPrefetchRuns < runs.last ? i + kPrefetchRuns : i);
+      __builtin_prefetch(to + runs.stored[ahead], 1);
+      const int64_t output = runs.visited(i), end = runs.end[output];
+      for (int64_t k = runs.stored[output]; k < end; ++k) narrow(*from++, to + k);
     }
   });
 }
@@ -311,7 +365,9 @@ void sum_parts(const A* parts, int64_t stride, int64_t count, int64_t begin, int
 
 template <class A>
 constexpr LinearKernels<A> linear_kernels() {
-  return {kLanes<A>, kMaxVectors, load_tile<A>, linear_forward<A>, linear_backward<A>, widen_values<A>, sum_parts<A>};
+  return {kLanes<A>,           kMaxVectors,          load_tile<A>,      store_tile<A>,     linear_forward<A>,
+          linear_backward<A>,  scatter_tile<A>,      scatter_token<A>,  read_runs<A>,      write_runs<A>,
+          widen_values<A>,     sum_parts<A>};
 }
 
 }  // namespace SK_ISA

@@ -2,14 +2,15 @@
 
 #include <algorithm>
 
+#include "cache.h"
+
 namespace sparsekern {
 namespace {
 
 // What visiting an output costs besides its edges, in edges.
 constexpr int64_t kOutputCost = 8;
-// Shares of the caches that gathered features may take: the rest is for what streams past them.
-constexpr int64_t kFirstLevelBytes = 64 << 10;
-constexpr int64_t kSecondLevelBytes = 512 << 10;
+// An edge's work repays the visit of an output in a panel when there are several of them.
+constexpr int64_t kNearEdges = 12, kFarEdges = 8;
 
 int64_t feature_bytes(const ProductSize& s, int vectors) { return int64_t{vectors} * s.lanes * s.element_bytes; }
 
@@ -18,15 +19,19 @@ bool pays(const ProductSize& s, int64_t panel, int64_t least) {
   return panel < s.gathered && s.edges * panel >= least * s.gathered * s.outputs;
 }
 
+// Shares of the caches that gathered features may take: the rest is for what streams past them.
+int64_t near_bytes() { return caches().first; }
+int64_t far_bytes() { return caches().second / 2; }
+
 }  // namespace
 
 Tiling forward_tiling(const ProductSize& s) {
   int vectors = std::min(4, s.max_vectors);
-  const int64_t near = kFirstLevelBytes / feature_bytes(s, vectors);
-  if (pays(s, near, 24)) return {vectors, std::max(near / 2, std::min(near, 24 * s.gathered * s.outputs / s.edges))};
-  while (vectors > 1 && s.gathered * feature_bytes(s, vectors) > 2 * kSecondLevelBytes) {
-    const int64_t far = kSecondLevelBytes / feature_bytes(s, vectors);
-    if (pays(s, far, 8)) return {vectors, far};
+  const int64_t near = near_bytes() / feature_bytes(s, vectors);
+  if (pays(s, near, kNearEdges)) return {vectors, near};
+  while (vectors > 1 && s.gathered * feature_bytes(s, vectors) > 2 * far_bytes()) {
+    const int64_t far = far_bytes() / feature_bytes(s, vectors);
+    if (pays(s, far, kFarEdges)) return {vectors, far};
     vectors /= 2;
   }
   return {std::max(vectors, std::min(2, s.max_vectors)), s.gathered};
@@ -34,13 +39,20 @@ Tiling forward_tiling(const ProductSize& s) {
 
 Tiling backward_tiling(const ProductSize& s) {
   int vectors = s.max_vectors;
-  while (vectors > 2 && s.gathered * feature_bytes(s, vectors) > kSecondLevelBytes) {
-    const int64_t far = kSecondLevelBytes / 2 / feature_bytes(s, vectors);
-    if (pays(s, far, 16)) return {vectors, far};
-    if (s.gathered * feature_bytes(s, vectors / 2) <= 2 * kSecondLevelBytes) return {vectors / 2, s.gathered};
+  while (vectors > 2 && s.gathered * feature_bytes(s, vectors) > far_bytes()) {
+    const int64_t far = far_bytes() / 2 / feature_bytes(s, vectors);
+    if (pays(s, far, 2 * kFarEdges)) return {vectors, far};
+    if (s.gathered * feature_bytes(s, vectors / 2) <= 2 * far_bytes()) return {vectors / 2, s.gathered};
     vectors /= 2;
   }
   return {vectors, s.gathered};
+}
+
+int64_t scatter_panel(const ProductSize& s, int64_t threads) {
+  const int64_t near = std::max<int64_t>(1, caches().first / 2 / feature_bytes(s, 1));
+  const int64_t panels = pays(s, near, kFarEdges / 2) ? (s.gathered + near - 1) / near : 1;
+  const int64_t shared = (panels + threads - 1) / threads * threads;
+  return std::max<int64_t>(1, (s.gathered + shared - 1) / shared);
 }
 
 std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes) {

@@ -28,6 +28,8 @@ struct ProductSize {
 
 Tiling forward_tiling(const ProductSize& size);
 Tiling backward_tiling(const ProductSize& size);
+// Rows in a panel of a product that adds to its outputs (`gathered` are the rows), at least one panel for each thread.
+int64_t scatter_panel(const ProductSize& size, int64_t threads);
 
 // Full tiles, and a last one only as wide as it must be.
 std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes);

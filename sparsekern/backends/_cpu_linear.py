@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.backends.kept import Kept
+
+_plans: Kept[_C.LinearPlan] = Kept(_C.LinearPlan)
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -35,10 +38,13 @@ def linear(
     rows, columns = crow.numel() - 1, ccol.numel() - 1
     y = torch.empty(x.shape[0], rows, dtype=x.dtype)
     _C.linear_forward(
+        _plans.get(ccol, row),
         rows,
         columns,
         row.numel(),
         crow.dtype == torch.int64,
+        ccol.data_ptr(),
+        row.data_ptr(),
         crow.data_ptr(),
         col.data_ptr(),
         perm.data_ptr(),
@@ -63,11 +69,13 @@ def _backward(
     row: Tensor,
     dx: Tensor | None,
     dw: Tensor | None,
+    dbias: Tensor | None = None,
 ) -> None:
     grad, grad_stride = _rows(grad)
     x, x_stride = (None, 0) if x is None else _rows(x)
     w = None if w is None else w.contiguous()
     _C.linear_backward(
+        _plans.get(ccol, row),
         grad.shape[1],
         ccol.numel() - 1,
         row.numel(),
@@ -85,13 +93,18 @@ def _backward(
         _address(dx),
         0 if dw is None else DTYPE_CODES[dw.dtype],
         _address(dw),
+        0 if dbias is None else DTYPE_CODES[dbias.dtype],
+        _address(dbias),
     )
 
 
-def linear_backward(grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+def linear_backward(
+    grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
     dx, dw = torch.empty(x.shape, dtype=x.dtype), torch.empty(w.shape, dtype=w.dtype)
-    _backward(grad, x, w, ccol, row, dx, dw)
-    return dx, dw
+    dbias = torch.empty(0, dtype=x.dtype) if bias_dtype is None else torch.empty(grad.shape[1], dtype=bias_dtype)
+    _backward(grad, x, w, ccol, row, dx, dw, None if bias_dtype is None else dbias)
+    return dx, dw, dbias
 
 
 def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:

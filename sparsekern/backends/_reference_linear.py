@@ -65,6 +65,11 @@ def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype
     return dw.to(dtype)
 
 
-def linear_backward(grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Both gradients: (dx, dw)."""
-    return linear_input_grad(grad, w, ccol, row), linear_weight_grad(grad, x, ccol, row, w.dtype)
+def linear_backward(
+    grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients (dx, dw, dbias); the last, of ``bias_dtype``, has no elements where that is None."""
+    dx, dw = linear_input_grad(grad, w, ccol, row), linear_weight_grad(grad, x, ccol, row, w.dtype)
+    if bias_dtype is None:
+        return dx, dw, grad.new_empty(0)
+    return dx, dw, grad.sum(0, dtype=accumulation_dtype(grad.dtype)).to(bias_dtype)

@@ -36,6 +36,13 @@ def _input_size(x: Tensor, geometry: Geometry | None) -> tuple[int, int] | None:
     return None if geometry is None else (x.shape[2], x.shape[3])
 
 
+def _bias_grad(grad: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The sum over everything but the outputs; no elements without a dtype."""
+    if dtype is None:
+        return grad.new_empty(0)
+    return grad.sum([dim for dim in range(grad.dim()) if dim != 1], dtype=dtype)
+
+
 class Multiply(Function):
     """y = dT/dg + bias, of (x, w, bias or None, geometry, *topology)."""
 
@@ -57,48 +64,58 @@ class Multiply(Function):
         x, w, *topology = ctx.saved_tensors
         geometry = ctx.geometry
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
+        bias_dtype = ctx.bias_dtype if need_bias else None
         dx = dw = dbias = None
         if need_x and need_w:
-            dx, dw = _apply(MultiplyBackward, grad, x, w, geometry, *topology)
-        elif need_x:
+            dx, dw, dbias = _apply(MultiplyBackward, grad, x, w, bias_dtype, geometry, *topology)
+            return dx, dw, dbias if need_bias else None, *_NO_GRADS
+        if need_x:
             dx = _apply(InputGrad, grad, w, _input_size(x, geometry), geometry, *topology)
         elif need_w:
             dw = _apply(WeightGrad, grad, x, w.dtype, geometry, *topology)
         if need_bias:
-            dbias = grad.sum(0 if geometry is None else (0, 2, 3), dtype=ctx.bias_dtype)
+            dbias = _bias_grad(grad, bias_dtype)
         return dx, dw, dbias, *_NO_GRADS
 
 
 class MultiplyBackward(Function):
-    """(dT/dx, dT/dw) in one pass over the edges, of (g, x, w, geometry, *topology)."""
+    """(dT/dx, dT/dw, the bias's gradient) in one pass, of (g, x, w, the bias's dtype or None, geometry, *topology)."""
 
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor, w: Tensor, geometry: Geometry | None, *topology: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        grad: Tensor,
+        x: Tensor,
+        w: Tensor,
+        bias_dtype: torch.dtype | None,
+        geometry: Geometry | None,
+        *topology: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if geometry is None:
-            return torch.ops.sparsekern.linear_backward(grad, x, w, *topology[:2])
-        return torch.ops.sparsekern.conv2d_backward(grad, x, w, *topology[:2], *geometry)
+            return torch.ops.sparsekern.linear_backward(grad, x, w, *topology[:2], bias_dtype=bias_dtype)
+        dx, dw = torch.ops.sparsekern.conv2d_backward(grad, x, w, *topology[:2], *geometry)
+        return dx, dw, _bias_grad(grad, bias_dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        grad, x, w, geometry, *topology = inputs
-        ctx.geometry = geometry
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        grad, x, w, bias_dtype, geometry, *topology = inputs
+        ctx.bias_dtype, ctx.geometry = bias_dtype, geometry
         ctx.save_for_backward(grad, x, w, *topology)
 
     @staticmethod
-    def backward(ctx: Any, along_x: Tensor, along_w: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, along_x: Tensor, along_w: Tensor, along_bias: Tensor) -> tuple[Any, ...]:
         grad, x, w, *topology = ctx.saved_tensors
         geometry = ctx.geometry
         dgrad = dx = dw = None
         if ctx.needs_input_grad[0]:
             dgrad = _apply(Multiply, along_x, w, None, geometry, *topology)
             dgrad = dgrad + _apply(Multiply, x, along_w, None, geometry, *topology)
+            if ctx.bias_dtype is not None:
+                dgrad = dgrad + along_bias.to(grad.dtype).view(1, -1, *[1] * (grad.dim() - 2))
         if ctx.needs_input_grad[1]:
             dx = _apply(InputGrad, grad, along_w, _input_size(x, geometry), geometry, *topology)
         if ctx.needs_input_grad[2]:
             dw = _apply(WeightGrad, grad, along_x, w.dtype, geometry, *topology)
-        return dgrad, dx, dw, *_NO_GRADS
+        return dgrad, dx, dw, None, *_NO_GRADS
 
 
 class InputGrad(Function):

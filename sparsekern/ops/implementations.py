@@ -24,10 +24,12 @@ def _operators(backend: ModuleType) -> dict[str, Callable[..., Any]]:
         check_tensors(*topology)
         return backend.linear(x, w, bias, *topology)
 
-    def linear_backward(grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_backward(
+        grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, *, bias_dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         checks.linear_backward(grad, x, w, ccol, row)
         check_csc(ccol, row, grad.shape[1])
-        return backend.linear_backward(grad, x, w, ccol, row)
+        return backend.linear_backward(grad, x, w, ccol, row, bias_dtype)
 
     def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:
         checks.linear_input_grad(grad, w, ccol, row)

@@ -2,7 +2,8 @@
 
 A topology is five index tensors, always in the order ``ccol, row, crow, col, perm`` (see
 :class:`sparsekern.pattern.Pattern`); operators that walk the stored order alone take ``ccol, row``.
-Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W).
+Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W). ``linear_backward`` gives the input's,
+the values' and, where ``bias_dtype`` is given, the bias's gradient (else a tensor of no elements).
 """
 
 import torch
@@ -18,7 +19,9 @@ _GEOMETRY = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[
 
 SCHEMAS = {
     "linear": f"(Tensor x, Tensor w, Tensor? bias, {_TOPOLOGY}) -> Tensor",
-    "linear_backward": f"(Tensor grad, Tensor x, Tensor w, {_STORED}) -> (Tensor, Tensor)",
+    "linear_backward": (
+        f"(Tensor grad, Tensor x, Tensor w, {_STORED}, *, ScalarType? bias_dtype=None) -> (Tensor, Tensor, Tensor)"
+    ),
     "linear_input_grad": f"(Tensor grad, Tensor w, {_STORED}) -> Tensor",
     "linear_weight_grad": f"(Tensor grad, Tensor x, {_STORED}, *, ScalarType? dtype=None) -> Tensor",
     "conv2d": f"(Tensor x, Tensor w, Tensor? bias, {_TOPOLOGY}, {_GEOMETRY}) -> Tensor",
@@ -49,9 +52,10 @@ def _linear(x, w, bias, ccol, row, crow, col, perm):  # type: ignore[no-untyped-
 
 
 @torch.library.register_fake("sparsekern::linear_backward", lib=LIBRARY)
-def _linear_backward(grad, x, w, ccol, row):  # type: ignore[no-untyped-def]
+def _linear_backward(grad, x, w, ccol, row, bias_dtype=None):  # type: ignore[no-untyped-def]
     checks.linear_backward(grad, x, w, ccol, row)
-    return x.new_empty(x.shape), w.new_empty(w.shape)
+    dbias = x.new_empty(0) if bias_dtype is None else x.new_empty(grad.shape[1], dtype=bias_dtype)
+    return x.new_empty(x.shape), w.new_empty(w.shape), dbias
 
 
 @torch.library.register_fake("sparsekern::linear_input_grad", lib=LIBRARY)
