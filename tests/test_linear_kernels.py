@@ -88,6 +88,7 @@ def test_twins_equal_the_dense_product(density):
         "y without bias": x @ dense.t(),
         "dx": grad @ dense,
         "dw": (grad.t() @ x).t()[mask.t()],
+        "dbias": grad.sum(0),
     }
     expected |= {"dx alone": expected["dx"], "dw alone": expected["dw"]}
     assert_close(problem.results(reference), expected, 1e-12)

@@ -11,11 +11,11 @@ const int32_t* indices(uintptr_t p) { return static_cast<const int32_t*>(address
 
 void forward(LinearPlan* plan, int64_t rows, int64_t columns, int64_t nnz, bool wide, uintptr_t ccol, uintptr_t row,
              uintptr_t crow, uintptr_t col, uintptr_t perm, int64_t tokens, int x_dtype, uintptr_t x, int64_t x_stride,
-             int w_dtype, uintptr_t w, int bias_dtype, uintptr_t bias, uintptr_t y) {
+             int w_dtype, uintptr_t w, int64_t w_version, int bias_dtype, uintptr_t bias, uintptr_t y) {
   const Topology topology{rows, columns, nnz, {address(ccol), indices(row), wide}, {address(crow), indices(col), wide},
                           address(perm), plan};
   const auto dtype = static_cast<DType>(x_dtype);
-  linear_forward(topology, tokens, {dtype, address(x), x_stride}, {static_cast<DType>(w_dtype), address(w)},
+  linear_forward(topology, tokens, {dtype, address(x), x_stride}, {static_cast<DType>(w_dtype), address(w), w_version},
                  {static_cast<DType>(bias_dtype), address(bias)}, {dtype, address(y), rows});
 }
 

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <mutex>
 #include <vector>
 
 #include "linear/kernels.h"
@@ -71,34 +69,6 @@ class EdgeOrder {
   std::vector<int64_t> places_;  // [2][panels][outputs]: where they begin and end in visiting order
   std::vector<uint8_t> order_;   // [panels][outputs]
   std::vector<int32_t> indices_;
-};
-
-// The orders of one topology's products, kept from call to call. Calls on several threads may share them.
-class LinearPlan {
- public:
-  // The order of that visit, made where it is not there yet. One of each direction and packing is kept.
-  std::shared_ptr<const EdgeOrder> forward(const StoredEdges& edges, Visit visit) {
-    return find(forward_[visit.packed], edges, visit);
-  }
-  std::shared_ptr<const EdgeOrder> backward(const StoredEdges& edges, Visit visit) {
-    return find(backward_[visit.packed], edges, visit);
-  }
-  // For few tokens: edges by column, panels of rows.
-  std::shared_ptr<const EdgeOrder> scatter(const StoredEdges& edges, Visit visit) {
-    return find(scatter_, edges, visit);
-  }
-
- private:
-  using Kept = std::shared_ptr<const EdgeOrder>;
-
-  Kept find(Kept& kept, const StoredEdges& edges, Visit visit) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!kept || !(kept->visit() == visit)) kept = std::make_shared<EdgeOrder>(edges, visit);
-    return kept;
-  }
-
-  std::mutex mutex_;
-  Kept forward_[2], backward_[2], scatter_;
 };
 
 }  // namespace sparsekern

@@ -15,27 +15,26 @@ struct Forward {
   const LinearKernels<A>& k = kernels<A>();
 
   void run() const {
-    if (tokens <= k.lanes) return by_column();
     const StoredEdges edges{wide_pointers(t.by_row, t.rows, scratch), t.by_row.indices, t.rows, t.columns};
     const Tiling tiling =
-        forward_tiling({t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
+        forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
     const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
-    const Visit visit{tiling.panel, tiles.size() >= kPackTiles};
-    const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
     const ValueReader<A> reader{w, t.permutation, t.by_row.wide};
-    const A* packed = visit.packed ? reader.packed(*order, t.nnz, scratch) : nullptr;
-    const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
-    const bool stream = streams(y, tokens);
-    const Schedule<A> schedule{edges, *order, tiles, Schedule<A>::share_tokens(tiles.size())};
+    if (tiles.size() >= kPackTiles) {
+      const Visit visit{tiling.panel, true};
+      const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
+      return by_row(edges, *order, tiles, order->packed_indices(), reader.packed(*order, t.nnz, scratch));
+    }
+    if (tokens == 1) return by_column();
+    if (const auto kept = kept_values(edges, reader))
+      return by_row(edges, EdgeOrder(edges, {t.columns, false}), tiles, edges.indices, kept->data());
+    if (tokens <= k.lanes) return by_column();
+    const Visit visit{tiling.panel, false};
+    const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
     const Chunks chunks(*this, edges, *order);
-    schedule.run(x, nullptr, scratch,
-                 [&](const TokenTile& tile, size_t p, const A* x_tile, A* sums, int64_t thread, int64_t begin,
-                     int64_t end) {
-                   LinearForwardTask<A> task{order->panels()[p], order->packed_indices(), packed, wide_bias, x_tile,
-                                             sums, tokens_of(y, tile, stream), tile.vectors, begin, end};
-                   if (packed) k.forward(task);
-                   else chunks.run(task, reader, thread);
-                 });
+    by_row(edges, *order, tiles, nullptr, nullptr, [&](const LinearForwardTask<A>& task, int64_t thread) {
+      chunks.run(task, reader, thread);
+    });
   }
 
  private:
@@ -68,11 +67,10 @@ struct Forward {
         int64_t place = 0;
         for (int64_t r = begin; r < end; ++r) {
           const int64_t count = panel.end[r] - panel.begin[r];
-          std::copy_n(edges.indices + panel.begin[r], count, col + place);
           begins[r - begin] = place;
           ends[r - begin] = place += count;
         }
-        reader.read({panel.begin, panel.end, nullptr, begin, end}, values);
+        reader.read({panel.begin, panel.end, nullptr, begin, end}, values, edges.indices, col);
         task.panel.begin = begins - begin;
         task.panel.end = ends - begin;
         task.col = col;
@@ -90,6 +88,36 @@ struct Forward {
     char* memory = nullptr;
   };
 
+  void by_row(const StoredEdges& edges, const EdgeOrder& order, const std::vector<TokenTile>& tiles,
+              const int32_t* col, const A* values) const {
+    by_row(edges, order, tiles, col, values, [&](const LinearForwardTask<A>& task, int64_t) { k.forward(task); });
+  }
+
+  template <class Multiply>
+  void by_row(const StoredEdges& edges, const EdgeOrder& order, const std::vector<TokenTile>& tiles,
+              const int32_t* col, const A* values, const Multiply& multiply) const {
+    const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
+    const bool stream = streams(y, tokens);
+    Schedule<A>{edges, order, tiles, Schedule<A>::share_tokens(tiles.size())}.run(
+        x, nullptr, scratch,
+        [&](const TokenTile& tile, size_t p, const A* x_tile, A* sums, int64_t thread, int64_t begin, int64_t end) {
+          multiply({order.panels()[p], col, values, wide_bias, x_tile, sums, tokens_of(y, tile, stream), tile.vectors,
+                    begin, end},
+                   thread);
+        });
+  }
+
+  // The values by row, where the same ones were met before.
+  typename RowValues<A>::Kept kept_values(const StoredEdges& edges, const ValueReader<A>& reader) const {
+    if (!t.plan || t.nnz == 0) return nullptr;
+    const auto digest = [&] { return digest_of(k, w.data, t.nnz * static_cast<int64_t>(size_of(w.dtype))); };
+    return t.plan->template row_values<A>().find(w.data, w.version, t.nnz, digest, [&](A* out) {
+      parallel_ranges(t.rows, 256, [&](int64_t begin, int64_t end) {
+        reader.read({edges.pointers, edges.pointers + 1, nullptr, begin, end}, out + edges.pointers[begin]);
+      });
+    });
+  }
+
   const A* widened(const Values& values, int64_t count, Slot slot) const {
     if (values.dtype == native<A>()) return static_cast<const A*>(values.data);
     A* wide = scratch.get<A>(slot, at_least_one(count));
@@ -103,7 +131,7 @@ struct Forward {
     const int64_t width = one ? 1 : k.lanes;
     const StoredEdges edges{wide_pointers(t.by_column, t.columns, scratch), t.by_column.indices, t.columns, t.rows};
     const int64_t threads = t.nnz * width < kValueGrain ? 1 : num_threads();
-    const Visit visit{scatter_panel({t.rows, t.columns, t.nnz, static_cast<int>(width), 1, sizeof(A)}, threads), false};
+    const Visit visit{scatter_panel({tokens, t.rows, t.columns, t.nnz, static_cast<int>(width), 1, sizeof(A)}, threads), false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.scatter(edges, visit); });
     const A* values = ValueReader<A>{w, nullptr, false}.as_stored(t.nnz, scratch);
     const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
@@ -121,7 +149,7 @@ struct Forward {
           std::fill_n(y_tile + r * width, width, wide_bias ? wide_bias[r] : A{0});
         const LinearScatterTask<A> scatter{order->panels()[p], t.by_column.indices, values, x_tile, y_tile, t.columns};
         if (one) {
-          k.scatter_one(scatter);
+          k.scatter_token(scatter);
           k.sum_parts(y_tile, 0, 1, begin, end, y.dtype, y.data);
         } else {
           k.scatter(scatter);

@@ -95,10 +95,12 @@ struct LinearKernels {
   void (*forward)(const LinearForwardTask<A>& task);
   void (*backward)(const LinearBackwardTask<A>& task);
   void (*scatter)(const LinearScatterTask<A>& task);
-  void (*scatter_one)(const LinearScatterTask<A>& task);
-  // The runs' values, widened, one after another; through the permutation where one is given.
-  void (*read_runs)(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, const Runs& runs,
-                    A* out);
+  void (*scatter_token)(const LinearScatterTask<A>& task);
+  uint64_t (*digest)(const char* data, int64_t bytes);
+  // The runs' values, widened, one after another; through the permutation where one is given. Their indices as well, where
+  // `indices` is given.
+  void (*read_runs)(DType dtype, const void* values, const int32_t* permutation32, const int64_t* permutation64,
+                    const Runs& runs, A* out, const int32_t* indices, int32_t* indices_out);
   // The reverse without one: rounded to dtype.
   void (*write_runs)(const A* from, const Runs& runs, DType dtype, void* values);
   // out[i] = widened values[i].

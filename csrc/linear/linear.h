@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "dtype.h"
-#include "linear/edge_order.h"
+#include "linear/plan.h"
 
 namespace sparsekern {
 
@@ -16,7 +16,8 @@ struct Activations {
 
 struct Values {
   DType dtype;
-  void* data;  // null where not wanted
+  void* data;           // null where not wanted
+  int64_t version = 0;  // torch's count of writes to them
 };
 
 // One compressed direction of a topology. Pointers are int32, or int64 when `wide`; all contents were validated.

@@ -19,7 +19,7 @@ namespace linear {
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
 // Results from this size on are written past the caches.
-constexpr int64_t kStreamBytes = 4 << 20;
+constexpr int64_t kStreamBytes = 8 << 20;
 // A product with this many tiles goes over packed edges.
 constexpr int64_t kPackTiles = 2;
 
@@ -60,11 +60,10 @@ struct ValueReader {
   const void* permutation;
   bool wide;
 
-  const int32_t* index32() const { return wide ? nullptr : static_cast<const int32_t*>(permutation); }
-  const int64_t* index64() const { return wide ? static_cast<const int64_t*>(permutation) : nullptr; }
-
-  void read(const Runs& runs, A* out) const {
-    kernels<A>().read_runs(values.dtype, values.data, index32(), index64(), runs, out);
+  void read(const Runs& runs, A* out, const int32_t* indices = nullptr, int32_t* indices_out = nullptr) const {
+    const auto* narrow = wide ? nullptr : static_cast<const int32_t*>(permutation);
+    const auto* wider = wide ? static_cast<const int64_t*>(permutation) : nullptr;
+    kernels<A>().read_runs(values.dtype, values.data, narrow, wider, runs, out, indices, indices_out);
   }
 
   // All of them in the stored order: where they are, or widened into scratch.

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "isa/simd.h"
+#include "linear/digest.h"
+#include "linear/few.h"
 #include "linear/kernels.h"
-#include "linear/scatter.h"
 
 namespace sparsekern {
 namespace SK_ISA {
@@ -312,28 +313,44 @@ void widen_values(DType dtype, const void* values, int64_t count, A* out) {
   });
 }
 
-// Runs begin far apart, each with a cache miss unless it is asked for early.
+// Runs begin far apart, each with cache misses unless it is asked for early.
 constexpr int kPrefetchRuns = 4;
 
+// The first lines of a run of up to a few dozen elements.
+template <class T>
+SK_INLINE void prefetch_run(const T* p, int64_t count) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  __builtin_prefetch(p);
+  if (count > kLine) __builtin_prefetch(p + kLine);
+  if (count > 2 * kLine) __builtin_prefetch(p + 2 * kLine);
+}
+
 template <class A>
-void read_runs(DType dtype, const void* values, const int32_t* index32, const int64_t* index64, const Runs& runs,
-               A* out) {
+void read_runs(DType dtype, const void* values, const int32_t* permutation32, const int64_t* permutation64,
+               const Runs& runs, A* out, const int32_t* indices, int32_t* indices_out) {
   with_element<A>(dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(const_cast<void*>(values));
     for (int64_t i = runs.first; i < runs.last; ++i) {
-      const int64_t ahead = runs.visited(i + kPrefetchRuns < runs.last ? i + kPrefetchRuns : i);
-      const int64_t coming = runs.stored[ahead];
-      const int64_t output = runs.visited(i), end = runs.end[output];
-      if (index32) {
-        __builtin_prefetch(index32 + coming);
-        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[index32[k]]);
-      } else if (index64) {
-        __builtin_prefetch(index64 + coming);
-        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[index64[k]]);
-      } else {
-        __builtin_prefetch(from + coming);
-        for (int64_t k = runs.stored[output]; k < end; ++k) *out++ = widen(from[k]);
+      if (i + kPrefetchRuns < runs.last) {
+        const int64_t ahead = runs.visited(i + kPrefetchRuns);
+        const int64_t place = runs.stored[ahead], count = runs.end[ahead] - place;
+        if (permutation32) prefetch_run(permutation32 + place, count);
+        else if (permutation64) prefetch_run(permutation64 + place, count);
+        else prefetch_run(from + place, count);
+        if (indices) prefetch_run(indices + place, count);
       }
+      const int64_t output = runs.visited(i), begin = runs.stored[output], count = runs.end[output] - begin;
+      if (permutation32) {
+        for (int64_t j = 0; j < count; ++j) out[j] = widen(from[permutation32[begin + j]]);
+      } else if (permutation64) {
+        for (int64_t j = 0; j < count; ++j) out[j] = widen(from[permutation64[begin + j]]);
+      } else {
+        for (int64_t j = 0; j < count; ++j) out[j] = widen(from[begin + j]);
+      }
+      out += count;
+      if (!indices) continue;
+      for (int64_t j = 0; j < count; ++j) indices_out[j] = indices[begin + j];
+      indices_out += count;
     }
   });
 }
@@ -343,8 +360,10 @@ void write_runs(const A* from, const Runs& runs, DType dtype, void* values) {
   with_element<A>(dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(values);
     for (int64_t i = runs.first; i < runs.last; ++i) {
-      const int64_t ahead = runs.visited(i + kPrefetchRuns < runs.last ? i + kPrefetchRuns : i);
-      __builtin_prefetch(to + runs.stored[ahead], 1);
+      if (i + kPrefetchRuns < runs.last) {
+        const int64_t ahead = runs.visited(i + kPrefetchRuns);
+        prefetch_run(to + runs.stored[ahead], runs.end[ahead] - runs.stored[ahead]);
+      }
       const int64_t output = runs.visited(i), end = runs.end[output];
       for (int64_t k = runs.stored[output]; k < end; ++k) narrow(*from++, to + k);
     }
@@ -365,9 +384,21 @@ void sum_parts(const A* parts, int64_t stride, int64_t count, int64_t begin, int
 
 template <class A>
 constexpr LinearKernels<A> linear_kernels() {
-  return {kLanes<A>,           kMaxVectors,          load_tile<A>,      store_tile<A>,     linear_forward<A>,
-          linear_backward<A>,  scatter_tile<A>,      scatter_token<A>,  read_runs<A>,      write_runs<A>,
-          widen_values<A>,     sum_parts<A>};
+  LinearKernels<A> table{};
+  table.lanes = kLanes<A>;
+  table.max_vectors = kMaxVectors;
+  table.load_tile = load_tile<A>;
+  table.store_tile = store_tile<A>;
+  table.forward = linear_forward<A>;
+  table.backward = linear_backward<A>;
+  table.scatter = scatter_tile<A>;
+  table.scatter_token = scatter_token<A>;
+  table.digest = digest_bytes;
+  table.read_runs = read_runs<A>;
+  table.write_runs = write_runs<A>;
+  table.widen = widen_values<A>;
+  table.sum_parts = sum_parts<A>;
+  return table;
 }
 
 }  // namespace SK_ISA

@@ -9,8 +9,11 @@ namespace {
 
 // What visiting an output costs besides its edges, in edges.
 constexpr int64_t kOutputCost = 8;
-// An edge's work repays the visit of an output in a panel when there are several of them.
-constexpr int64_t kNearEdges = 12, kFarEdges = 8;
+// Edges that an output must find in a panel to repay the visit: in one of the nearest cache, in one of the second, and
+// where the edges of a single tile are not packed, so that each visit begins with a cache miss.
+constexpr int64_t kNearEdges = 12, kFarEdges = 8, kCutEdges = 32;
+// Columns whose values a row may gather from: their lines and pages are all in use at once.
+constexpr int64_t kGatherColumns = 1024;
 
 int64_t feature_bytes(const ProductSize& s, int vectors) { return int64_t{vectors} * s.lanes * s.element_bytes; }
 
@@ -23,10 +26,23 @@ bool pays(const ProductSize& s, int64_t panel, int64_t least) {
 int64_t near_bytes() { return caches().first; }
 int64_t far_bytes() { return caches().second / 2; }
 
+// The fewest vectors, a power of two, that hold the tokens; at most `most`.
+int vectors_for(const ProductSize& s, int most) {
+  int vectors = 1;
+  while (vectors < most && int64_t{vectors} * s.lanes < s.tokens) vectors *= 2;
+  return vectors;
+}
+
+bool is_single(const ProductSize& s, int vectors) { return s.tokens <= int64_t{vectors} * s.lanes; }
+
 }  // namespace
 
 Tiling forward_tiling(const ProductSize& s) {
-  int vectors = std::min(4, s.max_vectors);
+  int vectors = vectors_for(s, std::min(4, s.max_vectors));
+  if (is_single(s, vectors)) {
+    const int64_t panel = pays(s, kGatherColumns, kCutEdges) ? kGatherColumns : 2 * kGatherColumns;
+    return {vectors, pays(s, panel, kCutEdges) ? panel : s.gathered};
+  }
   const int64_t near = near_bytes() / feature_bytes(s, vectors);
   if (pays(s, near, kNearEdges)) return {vectors, near};
   while (vectors > 1 && s.gathered * feature_bytes(s, vectors) > 2 * far_bytes()) {
@@ -38,7 +54,8 @@ Tiling forward_tiling(const ProductSize& s) {
 }
 
 Tiling backward_tiling(const ProductSize& s) {
-  int vectors = s.max_vectors;
+  int vectors = vectors_for(s, s.max_vectors);
+  if (is_single(s, vectors)) return {vectors, s.gathered};
   while (vectors > 2 && s.gathered * feature_bytes(s, vectors) > far_bytes()) {
     const int64_t far = far_bytes() / 2 / feature_bytes(s, vectors);
     if (pays(s, far, 2 * kFarEdges)) return {vectors, far};

@@ -21,7 +21,7 @@ struct Tiling {
 
 // What decides a tiling: `gathered` features are read at random, `edges` times for each of `outputs`.
 struct ProductSize {
-  int64_t gathered, outputs, edges;
+  int64_t tokens, gathered, outputs, edges;
   int lanes, max_vectors;
   int element_bytes;
 };

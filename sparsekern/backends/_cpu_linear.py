@@ -54,6 +54,7 @@ def linear(
         stride,
         DTYPE_CODES[w.dtype],
         w.data_ptr(),
+        0 if w.is_inference() else w._version,
         0 if bias is None else DTYPE_CODES[bias.dtype],
         _address(bias),
         y.data_ptr(),

@@ -22,11 +22,23 @@ void scatter_tile(const LinearScatterTask<A>& t) {
 
 template <class A>
 void scatter_token(const LinearScatterTask<A>& t) {
+  constexpr int kAtOnce = 4;
   const int32_t* __restrict row = t.row;
   const A* __restrict values = t.values;
+  A* y = t.y;
   for (int64_t c = 0; c < t.columns; ++c) {
     const A x = t.x[c];
-    for (int64_t k = t.panel.begin[c], end = t.panel.end[c]; k < end; ++k) t.y[row[k]] += values[k] * x;
+    int64_t k = t.panel.begin[c];
+    const int64_t end = t.panel.end[c];
+    // A column's rows are distinct: several sums may be read before any is written.
+    for (; k + kAtOnce <= end; k += kAtOnce) {
+      A sum[kAtOnce];
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) sum[j] = y[row[k + j]] + values[k + j] * x;
+      SK_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) y[row[k + j]] = sum[j];
+    }
+    for (; k < end; ++k) y[row[k]] += values[k] * x;
   }
 }
 

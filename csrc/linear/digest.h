@@ -1,0 +1,39 @@
+// A digest of memory, at the speed that it can be read at. Compiled once per instruction set.
+#pragma once
+
+#include "isa/simd.h"
+
+namespace sparsekern {
+namespace SK_ISA {
+
+// FNV-1a on the lanes of several vectors side by side. Each step maps a lane's state one to one for given words, and
+// another way for another word: two memories that differ in one word never share a digest.
+inline uint64_t digest_bytes(const char* data, int64_t bytes) {
+  constexpr int kVectors = 4;
+  constexpr int64_t kStep = kVectors * SK_VECTOR_BYTES;
+  constexpr uint32_t kPrime = 0x01000193;
+  alignas(SK_VECTOR_BYTES) uint32_t words[kStep / 4];
+  WordVec state[kVectors];
+  for (int v = 0; v < kVectors; ++v) state[v] = WordVec{} + (0x811c9dc5u + v);
+  for (int64_t at = 0; at < bytes; at += kStep) {
+    const char* from = data + at;
+    if (bytes - at < kStep) {
+      memset(words, 0, sizeof words);
+      memcpy(words, from, bytes - at);
+      from = reinterpret_cast<const char*>(words);
+    }
+    SK_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      WordVec word;
+      memcpy(&word, from + v * SK_VECTOR_BYTES, sizeof word);
+      state[v] = (state[v] ^ word) * kPrime;
+    }
+  }
+  uint64_t all = 0xcbf29ce484222325;
+  memcpy(words, state, sizeof words);
+  for (const uint32_t word : words) all = (all ^ word) * 0x100000001b3;
+  return all;
+}
+
+}  // namespace SK_ISA
+}  // namespace sparsekern
