@@ -53,22 +53,21 @@ void EdgeOrder::find_cuts(const StoredEdges& edges, int64_t panels) {
 
 void EdgeOrder::pack(const StoredEdges& edges, int64_t panels) {
   order_.resize(panels * outputs_);
-  places_.resize(2 * panels * outputs_);
+  places_.resize(panels * (outputs_ + 1));
   indices_.resize(edges.count());
   int64_t place = 0;
   for (int64_t p = 0; p < panels; ++p) {
     uint8_t* order = order_.data() + p * outputs_;
-    int64_t* begin = places_.data() + 2 * p * outputs_;
-    int64_t* end = begin + outputs_;
+    int64_t* places = places_.data() + p * (outputs_ + 1);
     sort_blocks(cut(p), cut(p + 1), outputs_, order);
-    panels_.push_back({begin, end, order, p == 0, p == panels - 1, true});
+    panels_.push_back({places, places + 1, order, p == 0, p == panels - 1, true});
     const Runs all = runs(p, 0, outputs_);
     for (int64_t i = 0; i < outputs_; ++i) {
       const int64_t output = all.visited(i);
-      begin[output] = place;
+      places[i] = place;
       place += all.end[output] - all.stored[output];
-      end[output] = place;
     }
+    places[outputs_] = place;
   }
   for_each_run([&](const Runs& runs, int64_t place) {
     for (int64_t i = runs.first; i < runs.last; ++i) {

@@ -52,7 +52,7 @@ class EdgeOrder {
       const int64_t begin = first * kLinearBlock, end = std::min(outputs_, last * kLinearBlock);
       for (size_t p = 0; p < panels_.size(); ++p) {
         const Runs mine = runs(p, begin, end);
-        copy(mine, panels_[p].begin[mine.visited(begin)]);
+        copy(mine, panels_[p].begin[begin]);
       }
     });
   }
@@ -66,7 +66,7 @@ class EdgeOrder {
   int64_t outputs_;
   std::vector<Panel> panels_;
   std::vector<int64_t> cuts_;    // [panels + 1][outputs]: where each output's edges of each panel are stored
-  std::vector<int64_t> places_;  // [2][panels][outputs]: where they begin and end in visiting order
+  std::vector<int64_t> places_;  // [panels][outputs + 1]: where the visited outputs' edges begin in visiting order
   std::vector<uint8_t> order_;   // [panels][outputs]
   std::vector<int32_t> indices_;
 };

@@ -25,11 +25,11 @@ struct Tokens {
 // A run of the product over the edges whose gathered feature lies in one panel of the tile. Where there is more than one
 // panel, sums wait in `sums` between them.
 struct Panel {
-  const int64_t* begin;  // by output: its edges of this panel are [begin[i], end[i])
+  const int64_t* begin;  // the i-th output to visit has the edges [begin[i], end[i]) in this panel
   const int64_t* end;
-  const uint8_t* order;  // the i-th output to visit is block + order[i]; null where that is i
+  const uint8_t* order;  // that output is block + order[i]; null where it is i
   bool first, last;      // first: sums start anew; last: sums go to the outputs
-  bool adjacent;         // the edges of an output begin where those of the one visited before it end
+  bool adjacent;         // end[i] is begin[i + 1]
 
   // The output visited i-th, in the block that begins at `block`.
   [[gnu::always_inline]] int64_t visited(int64_t block, int64_t i) const { return order ? block + order[i] : i; }
@@ -91,6 +91,7 @@ struct LinearKernels {
   // tile[f - begin][token] = x[token][f] for features begin <= f < end; tokens past the last are zero. Where `sums` is
   // given, sums[f] += each feature's sum over the tokens.
   void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile, A* sums);
+  // The reverse. What it writes past the caches needs a fence, which the products below end with.
   void (*store_tile)(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end);
   void (*forward)(const LinearForwardTask<A>& task);
   void (*backward)(const LinearBackwardTask<A>& task);

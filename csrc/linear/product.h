@@ -19,7 +19,7 @@ namespace linear {
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
 // Results from this size on are written past the caches.
-constexpr int64_t kStreamBytes = 8 << 20;
+constexpr int64_t kStreamBytes = 4 << 20;
 // A product with this many tiles goes over packed edges.
 constexpr int64_t kPackTiles = 2;
 

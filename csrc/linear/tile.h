@@ -121,7 +121,6 @@ void store_tile(const A* tile, int vectors, const Tokens& y, int64_t begin, int6
     auto* data = static_cast<decltype(type)>(y.data);
     if (kCanStream && y.stream) {
       store_tile_of<A, true>(tile, vectors, data, y.stride, y.count, begin, end);
-      stream_fence();
     } else {
       store_tile_of<A, false>(tile, vectors, data, y.stride, y.count, begin, end);
     }
@@ -178,15 +177,22 @@ void forward_tile(const LinearForwardTask<A>& t) {
         SK_UNROLL
         for (int v = 0; v < V; ++v) sum[v] = start;
       } else {
+        // The sums of a block come from the second cache: those of a later output are asked for while this one is made.
+        if (i + 2 < end) {
+          const A* coming = block + (t.panel.visited(begin, i + 2) - begin) * kWidth;
+          SK_UNROLL
+          for (int v = 0; v < V; ++v) __builtin_prefetch(coming + v * kLanes<A>);
+        }
         SK_UNROLL
         for (int v = 0; v < V; ++v) sum[v] = load<A>(out + v * kLanes<A>);
       }
-      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[r], t.panel.end[r], t.x_tile);
+      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[i], t.panel.end[i], t.x_tile);
       SK_UNROLL
       for (int v = 0; v < V; ++v) store<A>(out + v * kLanes<A>, sum[v]);
     }
     if (t.panel.last) store_tile<A>(block, V, t.y, begin, end);
   }
+  stream_fence();  // once, not after each block: it waits for all stores
 }
 
 // Adds to dw[k] the lanes' sum of each of `count` vectors of `spread`, at most a square of them.
@@ -218,14 +224,14 @@ void backward_tile(const LinearBackwardTask<A>& t) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c = t.panel.visited(begin, i);
       const int64_t place = (c - begin) * kWidth;
-      const int64_t last = t.panel.end[c];
+      const int64_t last = t.panel.end[i];
       if constexpr (WantW) {
         if (!t.panel.adjacent && waiting > 0) {
           add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
           waiting = 0;
         }
       }
-      k = t.panel.begin[c];
+      k = t.panel.begin[i];
       Vec<A> x[V], dx[V];
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
@@ -273,6 +279,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
       if (t.panel.last) store_tile<A>(block, V, t.dx, begin, end);
     }
   }
+  if constexpr (WantX) stream_fence();
   if constexpr (WantW) {
     if (waiting > 0) add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
   }

@@ -2,8 +2,8 @@
 
 A topology is five index tensors, always in the order ``ccol, row, crow, col, perm`` (see
 :class:`sparsekern.pattern.Pattern`); operators that walk the stored order alone take ``ccol, row``.
-Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W). ``linear_backward`` gives the input's,
-the values' and, where ``bias_dtype`` is given, the bias's gradient (else a tensor of no elements).
+Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W). ``linear_backward`` gives the
+input's, the values' and, where ``bias_dtype`` is given, the bias's gradient (else a tensor of no elements).
 """
 
 import torch
