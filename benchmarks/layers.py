@@ -1,176 +1,190 @@
-"""The same layer in several libraries: forward, backward, and its weight gradient at the edges."""
+"""Single layers' training step, forward and both gradients, in several libraries."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern.nn import SparseConv2d, SparseLinear
+from benchmarks import ceilings, layers_charts, layers_page, report
+from benchmarks.libraries import Peer, available, dense, ours
+from benchmarks.libraries.candidate import Candidate, largest_error
+from benchmarks.options import Layers
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.speed import break_evens
+from benchmarks.timing import Timing, interleaved
+
+# Of the largest element of the same result; sums of some thousand products, and for bfloat16 one rounding of each sum.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1.5e-2}
 
 
 @dataclass
-class Candidate:
-    """One library's layer.
+class Entry:
+    """A candidate that may be timed, at one sparsity (None: dense)."""
 
-    `forward` runs under autograd; `parameters` get gradients; `edge_grad()` is the weight's gradient after a
-    backward, at the mask's edges in row-major order. `layout` is the memory format that inputs come in.
-    """
+    candidate: Candidate
+    sparsity: float | None
+    edges: int
+    error: float
 
-    name: str
-    forward: Callable[[Tensor], Tensor]
-    parameters: list[Tensor]
-    edge_grad: Callable[[], Tensor]
-    layout: torch.memory_format = torch.contiguous_format
-
-
-def sparsekern_layer(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> Candidate:
-    cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
-    layer = cls.from_dense(dense, mask=mask)
-    rows, columns = (index.long() for index in layer.pattern.edges())
-    row_major = torch.argsort(rows * mask[0].numel() + columns)
-    return Candidate("sparsekern", layer, list(layer.parameters()), lambda: layer.weight.grad[row_major])
+    @property
+    def label(self) -> str:
+        return self.candidate.name if self.sparsity is None else f"{self.candidate.name} at {self.sparsity:g}%"
 
 
-def dense_layers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> list[Candidate]:
-    """Dense torch: its default, and what else may be faster; the best of them is the one to beat."""
-    weight = nn.Parameter((dense.weight * mask).detach())
-    bias = nn.Parameter(dense.bias.detach().clone())
+@dataclass
+class Admission:
+    """Compares candidates with dense and lets those in that agree and take no longer than `longest` seconds a call."""
 
-    def edge_grad() -> Tensor:
-        return weight.grad[mask]
+    tolerance: float
+    longest: float
+    entries: list[Entry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    too_slow: set[str] = field(default_factory=set)
 
-    if isinstance(dense, nn.Linear):
-        return [
-            Candidate("F.linear", lambda x: F.linear(x, weight, bias), [weight, bias], edge_grad),
-            Candidate("oneDNN linear", lambda x: _OneDnnLinear.apply(x, weight, bias), [weight, bias], edge_grad),
-        ]
-    options = (dense.stride, dense.padding, dense.dilation, dense.groups)
-    last = nn.Parameter(weight.detach().to(memory_format=torch.channels_last))
-    return [
-        Candidate("F.conv2d NCHW", lambda x: F.conv2d(x, weight, bias, *options), [weight, bias], edge_grad),
-        Candidate(
-            "F.conv2d NHWC",
-            lambda x: F.conv2d(x, last, bias, *options),
-            [last, bias],
-            lambda: last.grad[mask],
-            torch.channels_last,
-        ),
-    ]
-
-
-class _OneDnnLinear(torch.autograd.Function):
-    """A linear layer whose three products all run in oneDNN, which on some processors beats torch's BLAS."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        product = torch.ops.mkldnn._linear_pointwise
-        dx = product(grad, weight.t(), None, "none", [], "")
-        dw = product(grad.t(), x.t(), None, "none", [], "")
-        return dx, dw, grad.sum(0)
-
-
-def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
-    """torch.sparse at its best: CSR products with a kept transpose, and sampled_addmm for the weight."""
-    rows, columns = mask.nonzero(as_tuple=True)
-    permutation = torch.argsort(columns * mask.shape[0] + rows)
-    crow, col = _compressed(rows, mask.shape[0]), columns.int()
-    crow_t, col_t = _compressed(columns, mask.shape[1]), rows[permutation].int()
-    values = nn.Parameter(dense.weight.detach()[mask])
-    bias = nn.Parameter(dense.bias.detach().clone())
-    zeros = torch.sparse_csr_tensor(crow, col, torch.zeros_like(values), mask.shape)
-
-    class Product(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, values: Tensor) -> Tensor:
-            ctx.save_for_backward(x, values)
-            return (torch.sparse_csr_tensor(crow, col, values, mask.shape) @ x.t()).t()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-            x, values = ctx.saved_tensors
-            transposed = torch.sparse_csr_tensor(crow_t, col_t, values[permutation], mask.shape[::-1])
-            dw = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0)
-            return (transposed @ grad.t()).t(), dw.values()
-
-    return Candidate("torch CSR", lambda x: Product.apply(x, values) + bias, [values, bias], lambda: values.grad)
-
-
-def _compressed(index: Tensor, size: int) -> Tensor:
-    return F.pad(index.bincount(minlength=size).cumsum(0), (1, 0)).int()
-
-
-def sparseprop_layers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> list[Candidate]:
-    """SparseProp's layer; its convolution in both of its ways, lanes over images and lanes over a row's pixels."""
-    from sparseprop import modules
-
-    twin = nn.utils.skip_init(type(dense), *_arguments(dense))
-    with torch.no_grad():
-        twin.weight.copy_(dense.weight * mask)
-        twin.bias.copy_(dense.bias)
-    if isinstance(dense, nn.Linear):
-        layers = {"SparseProp": modules.SparseLinear.from_dense(twin)}
-    else:
-        layers = {
-            "SparseProp (images)": modules.SparseConv2d.from_dense(twin),
-            "SparseProp (pixels)": modules.SparseConv2d.from_dense(twin, vectorizing_over_on=True),
-        }
-    return [_sparseprop_candidate(name, layer, mask) for name, layer in layers.items()]
-
-
-def _sparseprop_candidate(name: str, layer: Any, mask: Tensor) -> Candidate:
-    # Where it keeps each edge: its own conversion of a weight that holds the edges' numbers.
-    numbered = torch.zeros(mask.shape)
-    numbered[mask] = torch.arange(1.0, int(mask.sum()) + 1)
-    assert numbered.max() < 2**24  # up to here float32 holds whole numbers
-    order = torch.argsort(type(layer)(numbered).W_val.detach())
-    return Candidate(name, layer, [layer.W_val, layer.bias], lambda: layer.W_val.grad[order])
-
-
-def sparselab_layer(dense: nn.Linear, mask: Tensor) -> Candidate:
-    import sparselab
-    from sparselab import layout
-
-    layer = sparselab.SparseLinear(dense.in_features, dense.out_features, sparsity=0.9)
-    csr = layout.from_dense(dense.weight.detach() * mask)
-    layer._csr = csr
-    layer._values = nn.Parameter(torch.from_numpy(np.asarray(csr.values)))
-    with torch.no_grad():
-        layer.bias.copy_(dense.bias)
-    starts, lengths = np.asarray(csr.row_start), np.asarray(csr.row_nnz)
-    slots = torch.from_numpy(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]))
-    return Candidate("sparselab", layer, [layer._values, layer.bias], lambda: layer._values.grad[slots])
-
-
-def peers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> tuple[list[Candidate], list[str]]:
-    """The other sparse libraries that have this layer, and a line for each that is not installed."""
-    makers: dict[str, Callable[[Any, Tensor], list[Candidate]]] = {"sparseprop": sparseprop_layers}
-    found: list[Candidate] = []
-    skipped: list[str] = []
-    if isinstance(dense, nn.Linear):
-        found.append(torch_csr(dense, mask))
-        makers["sparselab"] = lambda dense, mask: [sparselab_layer(dense, mask)]
-    for package, make in makers.items():
-        if importlib.util.find_spec(package) is None:
-            skipped.append(f"{package} is not installed: skipped")
+    def admit(self, entry: Entry, x: Tensor, grad: Tensor, expected: tuple[Tensor, ...], is_peer: bool = False) -> None:
+        if entry.candidate.name in self.too_slow:
+            return
+        try:
+            entry.error = largest_error(entry.candidate.results(x, grad), expected)
+        except RuntimeError as error:
+            self.notes.append(f"{entry.label}: failed, not timed ({str(error).splitlines()[0]})")
+            return
+        if entry.error > self.tolerance:
+            self.notes.append(f"{entry.label}: wrong by {entry.error:.1e} of the largest element, not timed")
+        elif is_peer and (took := one_call(entry.candidate, x, grad)) > self.longest:
+            self.notes.append(f"{entry.label}: one call takes {took:.1f} s, not timed there and at lower sparsities")
+            self.too_slow.add(entry.candidate.name)
         else:
-            found += make(dense, mask)
-    return found, skipped
+            self.entries.append(entry)
 
 
-def _arguments(dense: nn.Linear | nn.Conv2d) -> tuple[Any, ...]:
-    if isinstance(dense, nn.Linear):
-        return dense.in_features, dense.out_features
-    return dense.in_channels, dense.out_channels, dense.kernel_size, dense.stride, dense.padding
+def run(options: Layers) -> None:
+    torch.set_num_threads(options.threads)
+    shapes = [shape for shape in chosen_shapes(options) if options.layer in shape.name]
+    if not shapes:
+        names = "; ".join(shape.name for shape in SHAPES)
+        raise ValueError(f"--layer is {options.layer!r}, which no layer's name contains: {names}")
+    if options.rounds < 2:
+        raise ValueError(f"--rounds is {options.rounds}; expected at least 2")
+    if bad := [value for value in options.sparsity if not 0 < value < 100]:
+        raise ValueError(f"--sparsity has {bad[0]:g}; expected percentages between 0 and 100")
+    # The peers have float32 kernels only.
+    peers, skipped = available(options.peers if options.dtype == "float32" else ())
+    result = report.begin("layers", f"python -m benchmarks layers --threads {options.threads}", options.seed)
+    result |= {"dtype": options.dtype, "rounds": options.rounds, "ceilings": None, "notes": skipped, "layers": []}
+    try:
+        result["ceilings"] = ceilings.measure(options.threads, result["machine"]["caches"])
+    except RuntimeError as error:
+        result["notes"].append(str(error))
+    for line in result["notes"]:
+        print(line, file=sys.stderr, flush=True)
+    name = result_name(options)
+    for shape in shapes:
+        result["layers"].append(measure(shape, options, peers))
+        report.save(result, layers_page.page(result, {}), options.output, name)  # what there is, should it be stopped
+    charts = layers_charts.draw(result, options.output, name)
+    report.write(result, layers_page.page(result, charts), options.output, name)
+
+
+def chosen_shapes(options: Layers) -> Iterator[Shape]:
+    for shape in SHAPES:
+        yield shape if options.batch is None else shape.with_batch(options.batch)
+
+
+def result_name(options: Layers) -> str:
+    dtype = "" if options.dtype == "float32" else f"_{options.dtype}"
+    batch = "" if options.batch is None else f"_batch_{options.batch}"
+    return f"layers_{options.threads}_threads{dtype}{batch}"
+
+
+def measure(shape: Shape, options: Layers, peers: dict[str, Peer]) -> dict[str, Any]:
+    """One layer: every candidate at every sparsity, and dense, timed in the same rounds."""
+    torch.manual_seed(options.seed)
+    dtype = getattr(torch, options.dtype)
+    layer = shape.make().to(dtype)
+    sparsities = sorted((s for s in options.sparsity if s >= shape.lowest), reverse=True)
+    admission = Admission(TOLERANCE[options.dtype], options.longest)
+    if len(sparsities) < len(set(options.sparsity)):
+        admission.notes.append(f"sparsities below {shape.lowest:g}% are left out: in all libraries, too much memory")
+    # From the sparsest on, so that a library which is too slow is found out by its fastest call.
+    for sparsity in sparsities:
+        print(f"checking {shape.name} at {sparsity:g}%", file=sys.stderr, flush=True)
+        mask = torch.rand(layer.weight.shape) < 1 - sparsity / 100
+        edges = int(mask.sum())
+        x = shape.sample(layer).to(dtype)
+        expected, grad = reference(layer, mask, x)
+        if not admission.entries:  # dense takes the same time whatever is zero
+            for candidate in dense.layers(layer, mask):
+                admission.admit(Entry(candidate, None, mask.numel(), 0), x, grad, expected)
+        admission.admit(Entry(ours.layer(layer, mask), sparsity, edges, 0), x, grad, expected)
+        for peer in peers.values():
+            if peer.linear_only and not isinstance(layer, nn.Linear):
+                continue
+            for candidate in peer.make(layer, mask):
+                admission.admit(Entry(candidate, sparsity, edges, 0), x, grad, expected, is_peer=True)
+    print(f"timing {len(admission.entries)} candidates", file=sys.stderr, flush=True)
+    timings = interleaved(
+        lambda _: (shape.sample(layer).to(dtype), torch.randn(grad.shape).to(dtype)),
+        {
+            entry.label: lambda inputs, candidate=entry.candidate: candidate.prepare_step(*inputs)
+            for entry in admission.entries
+        },
+        options.rounds,
+    )
+    rows = [row(entry, timings[entry.label], x, grad, layer) for entry in admission.entries]
+    return {
+        "layer": shape.name,
+        "kind": "linear" if isinstance(layer, nn.Linear) else "conv",
+        "results": rows,
+        "break_even": {library: even.as_dict() for library, even in break_evens(rows).items()},
+        "notes": admission.notes,
+    }
+
+
+def reference(layer: nn.Linear | nn.Conv2d, mask: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(dense torch's results in float32 for a layer with zeros outside the mask, the output gradient they are for)."""
+    candidate = dense.layers(layer, mask, torch.float32)[0]
+    with torch.no_grad():
+        shape = candidate.forward(x.float()).shape
+    grad = torch.randn(shape).to(x.dtype)
+    return candidate.results(x.float(), grad.float()), grad
+
+
+def one_call(candidate: Candidate, x: Tensor, grad: Tensor) -> float:
+    """Seconds."""
+    step = candidate.prepare_step(x, grad)
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def row(entry: Entry, timing: Timing, x: Tensor, grad: Tensor, layer: nn.Linear | nn.Conv2d) -> dict[str, Any]:
+    """One candidate's result. The arithmetic and the traffic are the least that a step needs: see `intensity`."""
+    positions = grad.numel() // layer.weight.shape[0]  # at which each edge is used
+    operations = 6 * entry.edges * positions
+    return {
+        "candidate": entry.candidate.name,
+        "library": "dense" if entry.sparsity is None else entry.candidate.library,
+        "sparsity": 0.0 if entry.sparsity is None else entry.sparsity,
+        "edges": entry.edges,
+        "max_relative_error": entry.error,
+        "ms": timing.as_dict(),
+        "gflops": round(operations / timing.median / 1e6, 4),
+        "intensity": round(operations / traffic(x, grad, entry.edges), 3),
+    }
+
+
+def traffic(x: Tensor, grad: Tensor, edges: int) -> int:
+    """Bytes that a step must move when every tensor is read or written once in forward and once in backward.
+
+    Forward reads the input and writes the output, backward reads the input and the output's gradient and writes the
+    input's. Both read values and indices (4 bytes), and backward writes the values' gradient.
+    """
+    size = x.element_size()
+    return size * (3 * x.numel() + 2 * grad.numel()) + edges * (3 * size + 2 * 4)
