@@ -66,9 +66,7 @@ def _reason(errors: str, gibibytes: float) -> str:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Serves one request, in this process."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_DATA, (request["bytes"], request["bytes"]))
+    process.limit_memory(request["bytes"])
     (process.keep_freed_memory if request["keep_freed"] else process.return_freed_memory)()
     module, name = request["function"].rsplit(".", 1)
 

@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import ceilings, layers_charts, layers_page, report
+from benchmarks import ceilings, layers_charts, layers_page, process, report
+from benchmarks.admission import DENSE, TOLERANCE, Admission, Entry, Problem
 from benchmarks.libraries import Peer, available, dense, ours
-from benchmarks.libraries.candidate import Candidate, largest_error
 from benchmarks.options import Layers
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.speed import break_evens
 from benchmarks.timing import Timing, interleaved
-
-# Of the largest element of the same result; sums of some thousand products, and for bfloat16 one rounding of each sum.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1.5e-2}
-
-
-@dataclass
-class Entry:
-    """A candidate that may be timed, at one sparsity (None: dense)."""
-
-    candidate: Candidate
-    sparsity: float | None
-    edges: int
-    error: float
-
-    @property
-    def label(self) -> str:
-        return self.candidate.name if self.sparsity is None else f"{self.candidate.name} at {self.sparsity:g}%"
-
-
-@dataclass
-class Admission:
-    """Compares candidates with dense and lets those in that agree and take no longer than `longest` seconds a call."""
-
-    tolerance: float
-    longest: float
-    entries: list[Entry] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    too_slow: set[str] = field(default_factory=set)
-
-    def admit(self, entry: Entry, x: Tensor, grad: Tensor, expected: tuple[Tensor, ...], is_peer: bool = False) -> None:
-        if entry.candidate.name in self.too_slow:
-            return
-        try:
-            entry.error = largest_error(entry.candidate.results(x, grad), expected)
-        except RuntimeError as error:
-            self.notes.append(f"{entry.label}: failed, not timed ({str(error).splitlines()[0]})")
-            return
-        if entry.error > self.tolerance:
-            self.notes.append(f"{entry.label}: wrong by {entry.error:.1e} of the largest element, not timed")
-        elif is_peer and (took := one_call(entry.candidate, x, grad)) > self.longest:
-            self.notes.append(f"{entry.label}: one call takes {took:.1f} s, not timed there and at lower sparsities")
-            self.too_slow.add(entry.candidate.name)
-        else:
-            self.entries.append(entry)
 
 
 def run(options: Layers) -> None:
@@ -106,38 +60,20 @@ def result_name(options: Layers) -> str:
 def measure(shape: Shape, options: Layers, peers: dict[str, Peer]) -> dict[str, Any]:
     """One layer: every candidate at every sparsity, and dense, timed in the same rounds."""
     torch.manual_seed(options.seed)
-    dtype = getattr(torch, options.dtype)
-    layer = shape.make().to(dtype)
-    sparsities = sorted((s for s in options.sparsity if s >= shape.lowest), reverse=True)
+    layer = shape.make().to(getattr(torch, options.dtype))
     admission = Admission(TOLERANCE[options.dtype], options.longest)
-    if len(sparsities) < len(set(options.sparsity)):
-        admission.notes.append(f"sparsities below {shape.lowest:g}% are left out: in all libraries, too much memory")
     # From the sparsest on, so that a library which is too slow is found out by its fastest call.
-    for sparsity in sparsities:
-        print(f"checking {shape.name} at {sparsity:g}%", file=sys.stderr, flush=True)
-        mask = torch.rand(layer.weight.shape) < 1 - sparsity / 100
-        edges = int(mask.sum())
-        x = shape.sample(layer).to(dtype)
-        expected, grad = reference(layer, mask, x)
-        if not admission.entries:  # dense takes the same time whatever is zero
-            for candidate in dense.layers(layer, mask):
-                admission.admit(Entry(candidate, None, mask.numel(), 0), x, grad, expected)
-        admission.admit(Entry(ours.layer(layer, mask), sparsity, edges, 0), x, grad, expected)
-        for peer in peers.values():
-            if peer.linear_only and not isinstance(layer, nn.Linear):
-                continue
-            for candidate in peer.make(layer, mask):
-                admission.admit(Entry(candidate, sparsity, edges, 0), x, grad, expected, is_peer=True)
-    print(f"timing {len(admission.entries)} candidates", file=sys.stderr, flush=True)
-    timings = interleaved(
-        lambda _: (shape.sample(layer).to(dtype), torch.randn(grad.shape).to(dtype)),
-        {
-            entry.label: lambda inputs, candidate=entry.candidate: candidate.prepare_step(*inputs)
-            for entry in admission.entries
-        },
-        options.rounds,
-    )
-    rows = [row(entry, timings[entry.label], x, grad, layer) for entry in admission.entries]
+    sparsities = sorted((sparsity for sparsity in options.sparsity if sparsity >= shape.lowest), reverse=True)
+    if len(sparsities) < len(options.sparsity):
+        admission.notes.append(f"Sparsities below {shape.lowest:g}% would take too much memory")
+    groups = [sparsities]
+    if shape.is_large:
+        groups = [[sparsity] for sparsity in sparsities]
+        admission.notes.append("One sparsity at a time, for memory; dense in the rounds of the first")
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        rows += measure_together(shape, layer, group, options.rounds, peers, admission, with_dense=not rows)
+        process.trim()
     return {
         "layer": shape.name,
         "kind": "linear" if isinstance(layer, nn.Linear) else "conv",
@@ -147,36 +83,51 @@ def measure(shape: Shape, options: Layers, peers: dict[str, Peer]) -> dict[str, 
     }
 
 
-def reference(layer: nn.Linear | nn.Conv2d, mask: Tensor, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """(dense torch's results in float32 for a layer with zeros outside the mask, the output gradient they are for)."""
-    candidate = dense.layers(layer, mask, torch.float32)[0]
-    with torch.no_grad():
-        shape = candidate.forward(x.float()).shape
-    grad = torch.randn(shape).to(x.dtype)
-    return candidate.results(x.float(), grad.float()), grad
+def measure_together(
+    shape: Shape,
+    layer: nn.Linear | nn.Conv2d,
+    sparsities: Sequence[float],
+    rounds: int,
+    peers: dict[str, Peer],
+    admission: Admission,
+    with_dense: bool,
+) -> list[dict[str, Any]]:
+    """The results of all that is admitted, timed in the same rounds."""
+    entries: list[Entry] = []
+    for sparsity in sparsities:
+        print(f"checking {shape.name} at {sparsity:g}%", file=sys.stderr, flush=True)
+        problem = Problem.draw(shape, layer, sparsity)
+        if with_dense and not entries:  # dense takes the same time whatever is zero
+            entries += admission.admit(problem, DENSE, dense.layers)
+        entries += admission.admit(problem, ours.NAME, lambda *dense_and_mask: [ours.layer(*dense_and_mask)])
+        for name, peer in peers.items():
+            if isinstance(layer, nn.Linear) or not peer.linear_only:
+                entries += admission.admit(problem, name, peer.make, is_peer=True)
+    if not entries:
+        return []
+    print(f"timing {len(entries)} candidates", file=sys.stderr, flush=True)
+    grad = problem.grad
+    timings = interleaved(
+        lambda _: (shape.sample(layer).to(grad.dtype), torch.randn(grad.shape).to(grad.dtype)),
+        {entry.label: lambda inputs, candidate=entry.candidate: candidate.prepare_step(*inputs) for entry in entries},
+        rounds,
+    )
+    return [row(entry, timings[entry.label], problem) for entry in entries]
 
 
-def one_call(candidate: Candidate, x: Tensor, grad: Tensor) -> float:
-    """Seconds."""
-    step = candidate.prepare_step(x, grad)
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
-def row(entry: Entry, timing: Timing, x: Tensor, grad: Tensor, layer: nn.Linear | nn.Conv2d) -> dict[str, Any]:
-    """One candidate's result. The arithmetic and the traffic are the least that a step needs: see `intensity`."""
-    positions = grad.numel() // layer.weight.shape[0]  # at which each edge is used
+def row(entry: Entry, timing: Timing, problem: Problem) -> dict[str, Any]:
+    """One candidate's result. The arithmetic is 2 operations an edge and position in each of the three products."""
+    positions = problem.grad.numel() // problem.layer.weight.shape[0]  # at which each edge is used
     operations = 6 * entry.edges * positions
     return {
         "candidate": entry.candidate.name,
-        "library": "dense" if entry.sparsity is None else entry.candidate.library,
-        "sparsity": 0.0 if entry.sparsity is None else entry.sparsity,
+        "library": DENSE if entry.sparsity is None else entry.candidate.library,
+        "sparsity": entry.sparsity or 0.0,
         "edges": entry.edges,
         "max_relative_error": entry.error,
         "ms": timing.as_dict(),
         "gflops": round(operations / timing.median / 1e6, 4),
-        "intensity": round(operations / traffic(x, grad, entry.edges), 3),
+        "intensity": round(operations / traffic(problem.x, problem.grad, entry.edges), 3),
     }
 
 

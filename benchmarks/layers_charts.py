@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TICKS = (30, 50, 80, 90, 95, 98, 99, 99.9)
+TICKS = (30, 50, 70, 90, 95, 98, 99, 99.9)
 COLUMNS = 5
 
 
@@ -22,7 +22,7 @@ def draw(result: dict[str, Any], folder: Path, name: str) -> dict[str, str]:
     """Writes the charts. Returns {what each shows: its file name}, empty without matplotlib."""
     rows = math.ceil(len(result["layers"]) / COLUMNS)
     columns = min(COLUMNS, len(result["layers"]))
-    speed = charts.figure(1 + 3.1 * columns, 0.9 + 2.7 * rows)
+    speed = charts.figure(1.2 + 2.4 * columns, 1 + 2.5 * rows)
     if speed is None:
         return {}
     _speed(speed, result, rows, columns)
@@ -57,12 +57,12 @@ def _speed(figure: Figure, result: dict[str, Any], rows: int, columns: int) -> N
     for panel in panels:
         labelled |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=9.5)
-    figure.supxlabel("sparsity [%], axis logarithmic in the density", fontsize=9.5)
+    figure.supxlabel("sparsity [%], on the scale of zeros per nonzero", fontsize=9.5)
     figure.supylabel("speed of a training step, best dense = 1", fontsize=9.5)
 
 
 def _position(sparsity: float) -> float:
-    return -math.log10(1 - sparsity / 100)
+    return math.log10(sparsity / (100 - sparsity))
 
 
 def _sparsity_axis(axes: Axes, layer: dict[str, Any]) -> None:
@@ -102,10 +102,9 @@ def _roofline(figure: Figure, result: dict[str, Any]) -> None:
         )
         seen |= {label, "others"} if others else {label}
         intensities += [row["intensity"] for row in cells]
+    axes.set(xscale="log", yscale="log")
     _ceilings(axes, result["ceilings"]["entries"][-1], 0.8 * min(intensities), 1.25 * max(intensities))
     axes.set(
-        xscale="log",
-        yscale="log",
         xlabel="arithmetic intensity [floating-point operations per byte that must be moved]",
         ylabel="speed of a training step [GFLOP/s at the nonzeros]",
         title=f"{result['dtype']}, {result['threads']} thread(s)",
@@ -128,9 +127,35 @@ def _ceilings(axes: Axes, entry: dict[str, Any], left: float, right: float) -> N
     for value in levels.values():
         ends = [value / bandwidth, right]
         axes.plot(ends, [value, value], color=charts.TEXT, linewidth=0.7, linestyle="--", zorder=1)
-    style = {"textcoords": "offset points", "fontsize": 8, "color": charts.TEXT}
-    texts = {"multiply-adds in registers": peak} | {f"one load from {name} each": v for name, v in levels.items()}
-    for text, value in texts.items():
-        axes.annotate(f"{text}: {value:.0f}", (right, value), xytext=(0, 2), ha="right", **style)
+    texts = {f"multiply-adds\nin registers: {peak:.0f}": peak}
+    texts |= {f"a load from {name}\nfor each: {value:.0f}": value for name, value in levels.items()}
+    _label_right(axes, texts)
     middle = math.sqrt(left * corners[1])
-    axes.annotate(f"DRAM read: {bandwidth:.0f} GB/s", (middle, bandwidth * middle), xytext=(-6, 4), ha="right", **style)
+    axes.annotate(
+        f"DRAM read: {bandwidth:.0f} GB/s",
+        (middle, bandwidth * middle),
+        xytext=(-6, 4),
+        ha="right",
+        textcoords="offset points",
+        fontsize=8,
+        color=charts.TEXT,
+    )
+
+
+def _label_right(axes: Axes, texts: dict[str, float]) -> None:
+    """Writes texts of two lines beside the axes at these heights, or lower where they would touch."""
+    low, high = axes.get_ylim()
+    apart = math.log10(high / low) * 0.055
+    height = math.inf
+    for text, value in sorted(texts.items(), key=lambda item: -item[1]):
+        height = min(math.log10(value), height - apart)
+        axes.text(
+            1.01,
+            10**height,
+            text,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=7.5,
+            color=charts.TEXT,
+            linespacing=0.95,
+        )

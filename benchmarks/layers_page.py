@@ -28,7 +28,7 @@ def page(result: dict[str, Any], charts: dict[str, str]) -> str:
         "## Summary",
         summary(result["layers"]),
         break_even_table(result["layers"]),
-        peers_table(result["layers"]),
+        *([peers_table(result["layers"])] if len(libraries(result["layers"])) > 1 else []),
         "## Cells",
         *(layer_section(layer, measured) for layer in result["layers"]),
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import re
 from pathlib import Path
+
+from benchmarks import process
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -22,10 +22,7 @@ def peak() -> int:
 
 def reset_peak() -> None:
     """Gives freed memory back and has the peak counted from now on."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    process.trim()
     _CLEAR_REFS.write_text("5")
 
 

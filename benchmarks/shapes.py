@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 class Shape:
     """A dense layer and its input.
 
-    `lowest` is the lowest sparsity, in percent, that is measured: below it, the layer's edges in several libraries
-    at a time would not fit into the memory of an ordinary machine.
+    The edges of a large layer, in several libraries and at several sparsities at a time, would not fit into an
+    ordinary machine's memory: of one that `is_large` one sparsity is measured at a time, and none below `lowest`, in
+    percent.
     """
 
     batch: int
     make: Callable[[], nn.Linear | nn.Conv2d]
     size: int = 1  # pixels a side of a convolution's input
     lowest: float = 0.0
+    is_large: bool = False
 
     def with_batch(self, batch: int) -> Shape:
         return replace(self, batch=batch)
@@ -43,8 +46,8 @@ class Shape:
         return torch.randn(self.batch, layer.in_channels, self.size, self.size)
 
 
-def linear(batch: int, inputs: int, outputs: int, lowest: float = 0.0) -> Shape:
-    return Shape(batch, lambda: nn.Linear(inputs, outputs), lowest=lowest)
+def linear(batch: int, inputs: int, outputs: int, **more: Any) -> Shape:
+    return Shape(batch, lambda: nn.Linear(inputs, outputs), **more)
 
 
 def conv(batch: int, inputs: int, size: int, outputs: int, kernel: int = 3, stride: int = 1) -> Shape:
@@ -56,7 +59,7 @@ SHAPES = (
     linear(2048, 3072, 768),
     linear(2048, 768, 768),
     linear(256, 4096, 4096),
-    linear(64, 16384, 16384, lowest=80),
+    linear(64, 16384, 16384, lowest=80, is_large=True),
     conv(64, 64, 32, 64),
     conv(64, 128, 16, 128),
     conv(64, 256, 8, 256),

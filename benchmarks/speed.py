@@ -31,7 +31,7 @@ class BreakEven:
         return cls("at", round(left + share * (right - left), 1))
 
     def __str__(self) -> str:
-        sign = {"at": "", "below": "< ", "above": "> "}[self.bound]
+        sign = {"at": "", "below": "≤ ", "above": "> "}[self.bound]
         return f"{sign}{self.sparsity:.3g}%"
 
     def as_dict(self) -> dict[str, Any]:
