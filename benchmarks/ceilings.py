@@ -18,7 +18,7 @@ SECONDS = 0.2  # of each measurement
 FALLBACK = {"L1": 32 << 10, "L2": 1 << 20, "L3": 16 << 20}
 
 
-def measure(threads: int, caches: dict[str, int], seconds: float | None = None) -> dict[str, Any]:
+def measure(threads: int, caches: dict[str, int], seconds: float = SECONDS) -> dict[str, Any]:
     """One entry for each number of threads, 1 and `threads`.
 
     Each has `threads`, `fma_gflops`, `load_fma_gflops` (one operand of each multiply-add loaded, by level: "L1",
@@ -27,12 +27,11 @@ def measure(threads: int, caches: dict[str, int], seconds: float | None = None) 
     Args:
         threads: of the second entry.
         caches: bytes by level; modest sizes stand in for those that are missing.
-        seconds: of each measurement; default SECONDS.
+        seconds: of each measurement.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it fails.
     """
-    seconds = SECONDS if seconds is None else seconds
     with tempfile.TemporaryDirectory() as folder:
         library = compiled(Path(folder))
         entries = [_measure(library, count, {**FALLBACK, **caches}, seconds) for count in sorted({1, threads})]
@@ -59,7 +58,7 @@ def compiled(folder: Path) -> ctypes.CDLL:
 def _measure(library: ctypes.CDLL, threads: int, caches: dict[str, int], seconds: float) -> dict[str, Any]:
     # Blocks that surely lie in their level: half of a core's own cache, half of its share of the common one.
     blocks = {"L1": caches["L1"] // 2, "L2": caches["L2"] // 2, "L3": caches["L3"] // 2 // threads}
-    blocks["DRAM"] = _dram_block(caches, threads)
+    blocks["DRAM"] = max(256 << 20, 8 * caches["L3"]) // threads  # together far beyond the last cache
     loads = {level: library.load_fma_rate(threads, seconds, size) / 1e9 for level, size in blocks.items()}
     return {
         "threads": threads,
@@ -69,11 +68,6 @@ def _measure(library: ctypes.CDLL, threads: int, caches: dict[str, int], seconds
         "read_gbps": {level: round(2 * value, 1) for level, value in loads.items()},
         "copy_gbps": round(library.copy_rate(threads, seconds, blocks["DRAM"]) / 1e9, 1),
     }
-
-
-def _dram_block(caches: dict[str, int], threads: int) -> int:
-    """Bytes for each thread, together far beyond the last cache."""
-    return max(256 << 20, 8 * caches["L3"]) // threads
 
 
 def table(ceilings: dict[str, Any]) -> str:
