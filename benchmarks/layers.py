@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,17 +20,14 @@ from benchmarks.timing import Timing, interleaved
 
 def run(options: Layers) -> None:
     torch.set_num_threads(options.threads)
-    shapes = [shape for shape in chosen_shapes(options) if options.layer in shape.name]
-    if not shapes:
-        names = "; ".join(shape.name for shape in SHAPES)
-        raise ValueError(f"--layer is {options.layer!r}, which no layer's name contains: {names}")
     if options.rounds < 2:
         raise ValueError(f"--rounds is {options.rounds}; expected at least 2")
-    if bad := [value for value in options.sparsity if not 0 < value < 100]:
+    if bad := [value for value in options.sparsity or (0,) if not 0 < value < 100]:
         raise ValueError(f"--sparsity has {bad[0]:g}; expected percentages between 0 and 100")
+    shapes = chosen_shapes(options)
     # The peers have float32 kernels only.
     peers, skipped = available(options.peers if options.dtype == "float32" else ())
-    result = report.begin("layers", f"python -m benchmarks layers --threads {options.threads}", options.seed)
+    result = report.begin("layers", options)
     result |= {"dtype": options.dtype, "rounds": options.rounds, "ceilings": None, "notes": skipped, "layers": []}
     try:
         result["ceilings"] = ceilings.measure(options.threads, result["machine"]["caches"])
@@ -46,9 +43,14 @@ def run(options: Layers) -> None:
     report.write(result, layers_page.page(result, charts), options.output, name)
 
 
-def chosen_shapes(options: Layers) -> Iterator[Shape]:
-    for shape in SHAPES:
-        yield shape if options.batch is None else shape.with_batch(options.batch)
+def chosen_shapes(options: Layers) -> list[Shape]:
+    """Those that are asked for and have a sparsity to be measured at."""
+    every = [shape if options.batch is None else shape.with_batch(options.batch) for shape in SHAPES]
+    chosen = [shape for shape in every if options.layer in shape.name and max(options.sparsity) >= shape.lowest]
+    if not chosen:
+        names = "; ".join(shape.name for shape in every)
+        raise ValueError(f"--layer is {options.layer!r}, which no layer's name contains at these sparsities: {names}")
+    return chosen
 
 
 def result_name(options: Layers) -> str:
@@ -99,6 +101,8 @@ def measure_together(
         problem = Problem.draw(shape, layer, sparsity)
         if with_dense and not entries:  # dense takes the same time whatever is zero
             entries += admission.admit(problem, DENSE, dense.layers)
+            if not entries:
+                raise RuntimeError(f"{shape.name}: {admission.notes[-1]}")
         entries += admission.admit(problem, ours.NAME, lambda *dense_and_mask: [ours.layer(*dense_and_mask)])
         for name, peer in peers.items():
             if isinstance(layer, nn.Linear) or not peer.linear_only:

@@ -28,8 +28,8 @@ COLORS = {
 
 def run(options: Memory) -> None:
     networks = nets.chosen(options.network)
-    result = report.begin("memory", "python -m benchmarks memory", options.seed)
-    result |= {"threads": options.threads, "batch": options.batch, "limit_gib": options.limit, "networks": []}
+    result = report.begin("memory", options)
+    result |= {"batch": options.batch, "limit_gib": options.limit, "networks": []}
     for name in networks:
         rows = []
         for sparsity in (0.0, *sorted(options.sparsity)):

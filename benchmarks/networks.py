@@ -65,7 +65,7 @@ def run(options: Networks) -> None:
     if options.rounds < 2:
         raise ValueError(f"--rounds is {options.rounds}; expected at least 2")
     networks = nets.chosen(options.network)
-    result = report.begin("networks", f"python -m benchmarks networks --threads {options.threads}", options.seed)
+    result = report.begin("networks", options)
     result |= {"rounds": options.rounds, "batch": options.batch, "networks": []}
     for name, network in networks.items():
         result["networks"].append({"network": name, **measure(name, network, options)})

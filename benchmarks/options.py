@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def command_line(name: str, options: Any) -> str:
+    """The command that these options came from: all that differ from their defaults, but where results go."""
+    words = ["python", "-m", "benchmarks", name]
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if value == each.default or each.name == "output":
+            continue
+        words.append("--" + each.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)

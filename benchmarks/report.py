@@ -9,20 +9,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import machine
+from benchmarks.options import command_line
 
 
-def begin(benchmark: str, command: str, seed: int) -> dict[str, Any]:
+def begin(benchmark: str, options: Any) -> dict[str, Any]:
     """A report's first entries: what was measured, by which command, when and on what."""
     return {
         "benchmark": benchmark,
-        "command": command,
+        "command": command_line(benchmark, options),
         "date": date.today().isoformat(),
         "machine": machine.describe(),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
+        "threads": options.threads,
+        "seed": options.seed,
     }
 
 

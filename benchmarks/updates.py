@@ -20,7 +20,7 @@ def run(options: Updates) -> None:
     torch.set_num_threads(options.threads)
     if options.repeats < 2:
         raise ValueError(f"--repeats is {options.repeats}; expected at least 2")
-    result = report.begin("updates", f"python -m benchmarks updates --threads {options.threads}", options.seed)
+    result = report.begin("updates", options)
     result |= {
         "clock": "cpu" if options.cpu_time else "wall",
         "batch": options.batch,

@@ -21,8 +21,8 @@ def run(options: Width) -> None:
             raise ValueError(f"--{name} is {getattr(options, name)}; expected at least {least}")
     if bad := [(width, edges) for width in options.widths for edges in options.edges if not 0 < edges <= width]:
         raise ValueError(f"--edges has {bad[0][1]}; expected between 1 and the width, {bad[0][0]}")
-    result = report.begin("width", f"python -m benchmarks width --threads {options.threads}", options.seed)
-    result |= {name: getattr(options, name) for name in ("threads", "batch", "interval", "updates", "sampler")}
+    result = report.begin("width", options)
+    result |= {name: getattr(options, name) for name in ("batch", "interval", "updates", "sampler")}
     result |= {"limit_gib": options.limit, "time_limit_s": options.seconds, "results": []}
     for edges in (*sorted(options.edges), None):
         for width in sorted(options.widths):

@@ -17,7 +17,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.footprint import saved_bytes
 from benchmarks.libraries import Peer, dense, ours
 from benchmarks.libraries.candidate import Candidate, largest_error
-from benchmarks.options import Layers
+from benchmarks.options import Layers, Updates, command_line
 from benchmarks.readme import section, tables, updated
 from benchmarks.shapes import SHAPES, Shape, conv, linear
 from benchmarks.speed import BreakEven, speeds_against_dense
@@ -253,6 +253,7 @@ def test_what_cannot_be_done_is_said(capsys, tmp_path):
         (["layers", "--layer", "conv 9x9"], "--layer is 'conv 9x9'"),
         (["layers", "--rounds", "1"], "--rounds is 1"),
         (["layers", "--sparsity", "100"], "--sparsity has 100"),
+        (["layers", "--layer", "16384", "--sparsity", "70"], "no layer's name contains at these sparsities"),
         (["networks", "--network", "vgg"], "--network is 'vgg'"),
         (["width", "--interval", "1"], "--interval is 1"),
         (["width", "--widths", "4", "--edges", "8"], "--edges has 8"),
@@ -390,6 +391,13 @@ def test_break_even():
         for library, sparsity, ms in (("dense", 0, 9), ("dense", 0, 6), ("a", 80, 4), ("a", 80, 3), ("a", 90, 12))
     ]
     assert speeds_against_dense(rows) == {"a": {80: 2.0, 90: 0.5}}
+
+
+def test_the_command_line_is_recorded():
+    options = Layers(threads=2, sparsity=(50.0, 99.9), layer="conv 3x3", output=Path("elsewhere"))
+    line = "python -m benchmarks layers --threads 2 --layer 'conv 3x3' --sparsity 50.0 99.9"
+    assert command_line("layers", options) == line
+    assert command_line("updates", Updates(cpu_time=True)) == "python -m benchmarks updates --cpu-time"
 
 
 def test_slope():
