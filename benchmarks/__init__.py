@@ -1,1 +1,1 @@
-"""Measurements against dense torch and other sparse libraries; run as `python -m benchmarks.NAME`."""
+"""Measurements against dense torch and other sparse libraries: `python -m benchmarks --help`."""

@@ -1,176 +1,145 @@
-"""The same layer in several libraries: forward, backward, and its weight gradient at the edges."""
+"""Single layers' training step, forward and both gradients, in several libraries."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern.nn import SparseConv2d, SparseLinear
+from benchmarks import ceilings, layers_charts, layers_page, process, report
+from benchmarks.admission import DENSE, TOLERANCE, Admission, Entry, Problem
+from benchmarks.libraries import Peer, available, dense, ours
+from benchmarks.options import Layers
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.speed import break_evens
+from benchmarks.timing import Timing, interleaved
 
 
-@dataclass
-class Candidate:
-    """One library's layer.
+def run(options: Layers) -> None:
+    torch.set_num_threads(options.threads)
+    if options.rounds < 2:
+        raise ValueError(f"--rounds is {options.rounds}; expected at least 2")
+    if bad := [value for value in options.sparsity or (0,) if not 0 < value < 100]:
+        raise ValueError(f"--sparsity has {bad[0]:g}; expected percentages between 0 and 100")
+    shapes = chosen_shapes(options)
+    # The peers have float32 kernels only.
+    peers, skipped = available(options.peers if options.dtype == "float32" else ())
+    result = report.begin("layers", options)
+    result |= {"dtype": options.dtype, "rounds": options.rounds, "ceilings": None, "notes": skipped, "layers": []}
+    try:
+        result["ceilings"] = ceilings.measure(options.threads, result["machine"]["caches"])
+    except RuntimeError as error:
+        result["notes"].append(str(error))
+    for line in result["notes"]:
+        print(line, file=sys.stderr, flush=True)
+    name = result_name(options)
+    for shape in shapes:
+        result["layers"].append(measure(shape, options, peers))
+        report.save(result, layers_page.page(result, {}), options.output, name)  # what there is, should it be stopped
+    charts = layers_charts.draw(result, options.output, name)
+    report.write(result, layers_page.page(result, charts), options.output, name)
 
-    `forward` runs under autograd; `parameters` get gradients; `edge_grad()` is the weight's gradient after a
-    backward, at the mask's edges in row-major order. `layout` is the memory format that inputs come in.
+
+def chosen_shapes(options: Layers) -> list[Shape]:
+    """Those that are asked for and have a sparsity to be measured at."""
+    every = [shape if options.batch is None else shape.with_batch(options.batch) for shape in SHAPES]
+    chosen = [shape for shape in every if options.layer in shape.name and max(options.sparsity) >= shape.lowest]
+    if not chosen:
+        names = "; ".join(shape.name for shape in every)
+        raise ValueError(f"--layer is {options.layer!r}, which no layer's name contains at these sparsities: {names}")
+    return chosen
+
+
+def result_name(options: Layers) -> str:
+    dtype = "" if options.dtype == "float32" else f"_{options.dtype}"
+    batch = "" if options.batch is None else f"_batch_{options.batch}"
+    return f"layers_{options.threads}_threads{dtype}{batch}"
+
+
+def measure(shape: Shape, options: Layers, peers: dict[str, Peer]) -> dict[str, Any]:
+    """One layer: every candidate at every sparsity, and dense, timed in the same rounds."""
+    torch.manual_seed(options.seed)
+    layer = shape.make().to(getattr(torch, options.dtype))
+    admission = Admission(TOLERANCE[options.dtype], options.longest)
+    # From the sparsest on, so that a library which is too slow is found out by its fastest call.
+    sparsities = sorted((sparsity for sparsity in options.sparsity if sparsity >= shape.lowest), reverse=True)
+    if len(sparsities) < len(options.sparsity):
+        admission.notes.append(f"Sparsities below {shape.lowest:g}% would take too much memory")
+    groups = [sparsities]
+    if shape.is_large:
+        groups = [[sparsity] for sparsity in sparsities]
+        admission.notes.append("One sparsity at a time, for memory; dense in the rounds of the first")
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        rows += measure_together(shape, layer, group, options.rounds, peers, admission, with_dense=not rows)
+        process.trim()
+    return {
+        "layer": shape.name,
+        "kind": "linear" if isinstance(layer, nn.Linear) else "conv",
+        "results": rows,
+        "break_even": {library: even.as_dict() for library, even in break_evens(rows).items()},
+        "notes": admission.notes,
+    }
+
+
+def measure_together(
+    shape: Shape,
+    layer: nn.Linear | nn.Conv2d,
+    sparsities: Sequence[float],
+    rounds: int,
+    peers: dict[str, Peer],
+    admission: Admission,
+    with_dense: bool,
+) -> list[dict[str, Any]]:
+    """The results of all that is admitted, timed in the same rounds."""
+    entries: list[Entry] = []
+    for sparsity in sparsities:
+        print(f"checking {shape.name} at {sparsity:g}%", file=sys.stderr, flush=True)
+        problem = Problem.draw(shape, layer, sparsity)
+        if with_dense and not entries:  # dense takes the same time whatever is zero
+            entries += admission.admit(problem, DENSE, dense.layers)
+            if not entries:
+                raise RuntimeError(f"{shape.name}: {admission.notes[-1]}")
+        entries += admission.admit(problem, ours.NAME, lambda *dense_and_mask: [ours.layer(*dense_and_mask)])
+        for name, peer in peers.items():
+            if isinstance(layer, nn.Linear) or not peer.linear_only:
+                entries += admission.admit(problem, name, peer.make, is_peer=True)
+    if not entries:
+        return []
+    print(f"timing {len(entries)} candidates", file=sys.stderr, flush=True)
+    grad = problem.grad
+    timings = interleaved(
+        lambda _: (shape.sample(layer).to(grad.dtype), torch.randn(grad.shape).to(grad.dtype)),
+        {entry.label: lambda inputs, candidate=entry.candidate: candidate.prepare_step(*inputs) for entry in entries},
+        rounds,
+    )
+    return [row(entry, timings[entry.label], problem) for entry in entries]
+
+
+def row(entry: Entry, timing: Timing, problem: Problem) -> dict[str, Any]:
+    """One candidate's result. The arithmetic is 2 operations an edge and position in each of the three products."""
+    positions = problem.grad.numel() // problem.layer.weight.shape[0]  # at which each edge is used
+    operations = 6 * entry.edges * positions
+    return {
+        "candidate": entry.candidate.name,
+        "library": DENSE if entry.sparsity is None else entry.candidate.library,
+        "sparsity": entry.sparsity or 0.0,
+        "edges": entry.edges,
+        "max_relative_error": entry.error,
+        "ms": timing.as_dict(),
+        "gflops": round(operations / timing.median / 1e6, 4),
+        "intensity": round(operations / traffic(problem.x, problem.grad, entry.edges), 3),
+    }
+
+
+def traffic(x: Tensor, grad: Tensor, edges: int) -> int:
+    """Bytes that a step must move when every tensor is read or written once in forward and once in backward.
+
+    Forward reads the input and writes the output, backward reads the input and the output's gradient and writes the
+    input's. Both read values and indices (4 bytes), and backward writes the values' gradient.
     """
-
-    name: str
-    forward: Callable[[Tensor], Tensor]
-    parameters: list[Tensor]
-    edge_grad: Callable[[], Tensor]
-    layout: torch.memory_format = torch.contiguous_format
-
-
-def sparsekern_layer(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> Candidate:
-    cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
-    layer = cls.from_dense(dense, mask=mask)
-    rows, columns = (index.long() for index in layer.pattern.edges())
-    row_major = torch.argsort(rows * mask[0].numel() + columns)
-    return Candidate("sparsekern", layer, list(layer.parameters()), lambda: layer.weight.grad[row_major])
-
-
-def dense_layers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> list[Candidate]:
-    """Dense torch: its default, and what else may be faster; the best of them is the one to beat."""
-    weight = nn.Parameter((dense.weight * mask).detach())
-    bias = nn.Parameter(dense.bias.detach().clone())
-
-    def edge_grad() -> Tensor:
-        return weight.grad[mask]
-
-    if isinstance(dense, nn.Linear):
-        return [
-            Candidate("F.linear", lambda x: F.linear(x, weight, bias), [weight, bias], edge_grad),
-            Candidate("oneDNN linear", lambda x: _OneDnnLinear.apply(x, weight, bias), [weight, bias], edge_grad),
-        ]
-    options = (dense.stride, dense.padding, dense.dilation, dense.groups)
-    last = nn.Parameter(weight.detach().to(memory_format=torch.channels_last))
-    return [
-        Candidate("F.conv2d NCHW", lambda x: F.conv2d(x, weight, bias, *options), [weight, bias], edge_grad),
-        Candidate(
-            "F.conv2d NHWC",
-            lambda x: F.conv2d(x, last, bias, *options),
-            [last, bias],
-            lambda: last.grad[mask],
-            torch.channels_last,
-        ),
-    ]
-
-
-class _OneDnnLinear(torch.autograd.Function):
-    """A linear layer whose three products all run in oneDNN, which on some processors beats torch's BLAS."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        product = torch.ops.mkldnn._linear_pointwise
-        dx = product(grad, weight.t(), None, "none", [], "")
-        dw = product(grad.t(), x.t(), None, "none", [], "")
-        return dx, dw, grad.sum(0)
-
-
-def torch_csr(dense: nn.Linear, mask: Tensor) -> Candidate:
-    """torch.sparse at its best: CSR products with a kept transpose, and sampled_addmm for the weight."""
-    rows, columns = mask.nonzero(as_tuple=True)
-    permutation = torch.argsort(columns * mask.shape[0] + rows)
-    crow, col = _compressed(rows, mask.shape[0]), columns.int()
-    crow_t, col_t = _compressed(columns, mask.shape[1]), rows[permutation].int()
-    values = nn.Parameter(dense.weight.detach()[mask])
-    bias = nn.Parameter(dense.bias.detach().clone())
-    zeros = torch.sparse_csr_tensor(crow, col, torch.zeros_like(values), mask.shape)
-
-    class Product(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, values: Tensor) -> Tensor:
-            ctx.save_for_backward(x, values)
-            return (torch.sparse_csr_tensor(crow, col, values, mask.shape) @ x.t()).t()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-            x, values = ctx.saved_tensors
-            transposed = torch.sparse_csr_tensor(crow_t, col_t, values[permutation], mask.shape[::-1])
-            dw = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0)
-            return (transposed @ grad.t()).t(), dw.values()
-
-    return Candidate("torch CSR", lambda x: Product.apply(x, values) + bias, [values, bias], lambda: values.grad)
-
-
-def _compressed(index: Tensor, size: int) -> Tensor:
-    return F.pad(index.bincount(minlength=size).cumsum(0), (1, 0)).int()
-
-
-def sparseprop_layers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> list[Candidate]:
-    """SparseProp's layer; its convolution in both of its ways, lanes over images and lanes over a row's pixels."""
-    from sparseprop import modules
-
-    twin = nn.utils.skip_init(type(dense), *_arguments(dense))
-    with torch.no_grad():
-        twin.weight.copy_(dense.weight * mask)
-        twin.bias.copy_(dense.bias)
-    if isinstance(dense, nn.Linear):
-        layers = {"SparseProp": modules.SparseLinear.from_dense(twin)}
-    else:
-        layers = {
-            "SparseProp (images)": modules.SparseConv2d.from_dense(twin),
-            "SparseProp (pixels)": modules.SparseConv2d.from_dense(twin, vectorizing_over_on=True),
-        }
-    return [_sparseprop_candidate(name, layer, mask) for name, layer in layers.items()]
-
-
-def _sparseprop_candidate(name: str, layer: Any, mask: Tensor) -> Candidate:
-    # Where it keeps each edge: its own conversion of a weight that holds the edges' numbers.
-    numbered = torch.zeros(mask.shape)
-    numbered[mask] = torch.arange(1.0, int(mask.sum()) + 1)
-    assert numbered.max() < 2**24  # up to here float32 holds whole numbers
-    order = torch.argsort(type(layer)(numbered).W_val.detach())
-    return Candidate(name, layer, [layer.W_val, layer.bias], lambda: layer.W_val.grad[order])
-
-
-def sparselab_layer(dense: nn.Linear, mask: Tensor) -> Candidate:
-    import sparselab
-    from sparselab import layout
-
-    layer = sparselab.SparseLinear(dense.in_features, dense.out_features, sparsity=0.9)
-    csr = layout.from_dense(dense.weight.detach() * mask)
-    layer._csr = csr
-    layer._values = nn.Parameter(torch.from_numpy(np.asarray(csr.values)))
-    with torch.no_grad():
-        layer.bias.copy_(dense.bias)
-    starts, lengths = np.asarray(csr.row_start), np.asarray(csr.row_nnz)
-    slots = torch.from_numpy(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]))
-    return Candidate("sparselab", layer, [layer._values, layer.bias], lambda: layer._values.grad[slots])
-
-
-def peers(dense: nn.Linear | nn.Conv2d, mask: Tensor) -> tuple[list[Candidate], list[str]]:
-    """The other sparse libraries that have this layer, and a line for each that is not installed."""
-    makers: dict[str, Callable[[Any, Tensor], list[Candidate]]] = {"sparseprop": sparseprop_layers}
-    found: list[Candidate] = []
-    skipped: list[str] = []
-    if isinstance(dense, nn.Linear):
-        found.append(torch_csr(dense, mask))
-        makers["sparselab"] = lambda dense, mask: [sparselab_layer(dense, mask)]
-    for package, make in makers.items():
-        if importlib.util.find_spec(package) is None:
-            skipped.append(f"{package} is not installed: skipped")
-        else:
-            found += make(dense, mask)
-    return found, skipped
-
-
-def _arguments(dense: nn.Linear | nn.Conv2d) -> tuple[Any, ...]:
-    if isinstance(dense, nn.Linear):
-        return dense.in_features, dense.out_features
-    return dense.in_channels, dense.out_channels, dense.kernel_size, dense.stride, dense.padding
+    size = x.element_size()
+    return size * (3 * x.numel() + 2 * grad.numel()) + edges * (3 * size + 2 * 4)

@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 
+from sparsekern import _C
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "numpy", "sparsekern", "sparseprop", "sparselab")
+PACKAGES = ("torch", "numpy", "sparsekern", "sparseprop", "sparselab", "scipy")
+SOURCES = ("csrc", "sparsekern", "benchmarks/*.py", "benchmarks/*.cpp", "setup.py")
 
 
 def describe() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "caches": _caches(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "instruction_set": _C.isa(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -35,6 +41,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _caches() -> dict[str, int]:
+    """Bytes of the first core's data caches, such as {"L1": 32768, "L2": 1048576}; empty where Linux does not tell."""
+    sizes = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction":
+            sizes[f"L{level}"] = int(size.removesuffix("K")) << 10
+    return sizes
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -46,7 +62,7 @@ def _commit() -> str | None:
     """The checkout's commit, with "+" when the sources differ from it; None outside a checkout."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD").strip()
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "sparsekern", "setup.py")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed.strip() else "")

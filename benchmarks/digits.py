@@ -1,11 +1,4 @@
-"""Accuracy on digits of every growth method, at two densities, over five seeds, beside the dense network.
-
-    python -m benchmarks.digits_table
-
-Each run is one `sparsekern train` on one thread, below 30 s on a free core. Finished runs are kept in the runs
-folder and skipped, begun ones resumed, so that a killed table goes on where it was. Writes the figures to
-docs/digits.json and, from that file alone, docs/digits.md.
-"""
+"""Accuracy on digits of every growth method, from training runs of the command line."""
 
 from __future__ import annotations
 
@@ -22,14 +15,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.progress import track
 
 from benchmarks import machine
+from benchmarks.options import ROOT, Digits
 from sparsekern.data import load_digits
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "docs" / "digits.json", ROOT / "docs" / "digits.md"
+COMMAND = "python -m benchmarks digits"
 RECIPE = ("--model", "resnet", "--depth", "8", "--width", "16", "--epochs", "80", "--interval", "40")
 METHODS = ("static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest")
 DENSITIES = (0.05, 0.02)
@@ -96,7 +88,6 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
         "machine": machine.describe(),
         "processes": processes,
         "images": {"train": len(digits.train_images), "test": len(digits.test_images)},
-        "command": "python -m benchmarks.digits_table",
         "recipe": " ".join(["sparsekern train", *RECIPE]),
         "runs": [
             {
@@ -138,7 +129,7 @@ def render(results: dict[str, Any]) -> str:
         f"{100 / images['test']:.2f} points, so that differences of a few tenths mean little. Training images are "
         "moved by up to one pixel each way. The recipe was chosen on another split of the data. RigL computes a dense "
         "gradient at each update; the others never make anything dense.",
-        f"Made by `{results['command']}` on {results['date']} at commit {described['commit']} with torch "
+        f"Made by `{COMMAND}` on {results['date']} at commit {described['commit']} with torch "
         f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on one "
         "thread, is",
         f"```\n{results['recipe']} --growth METHOD --density DENSITY --seed SEED\n```",
@@ -152,19 +143,9 @@ def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def main(runs: Path = Path("runs/digits-table"), processes: int = 2) -> None:
-    """Make docs/digits.json and docs/digits.md.
-
-    Args:
-        runs: folder of the single runs.
-        processes: runs at a time, each on one thread.
-    """
-    results = collect(runs, processes)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(render(results))
+def run(options: Digits) -> None:
+    results = collect(options.runs, options.processes)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "digits.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.output / "digits.md").write_text(render(results))
     print(render(results))
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
