@@ -1,7 +1,8 @@
 # make train [ARGS="--density 0.02"]   trains the default network (see README.md)
 # make test  [ARGS="-k linear"]        lint, types and tests
+# make sanitize [ARGS="-k linear"]     all tests on an extension built with ASan and UBSan, in build/sanitize
 #
-# Both make .venv with the pinned requirements.txt and build the extension into the tree first.
+# All make .venv with the pinned requirements.txt and build the extension into the tree first.
 # PYTHON=python3 VENV=none uses that Python and its torch as they are and installs nothing.
 # PIP_ARGS passes options to pip: --index-url of a CPU-only build of torch, for one.
 
@@ -21,7 +22,7 @@ endif
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: train test lint build clean
+.PHONY: train test sanitize lint build clean
 
 train: build
 	@$(RUN) .ci/check_machine.py train
@@ -30,6 +31,11 @@ train: build
 test: lint
 	@$(RUN) .ci/check_machine.py test
 	$(RUN) -m pytest $(ARGS)
+
+sanitize: $(INSTALLED)
+	@$(RUN) .ci/check_machine.py build
+	@$(RUN) .ci/check_machine.py test
+	.ci/sanitize.sh $(RUN) $(ARGS)
 
 # A machine's own Python may lack the linters, which are not needed to use or to test the package there.
 lint: build
