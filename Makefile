@@ -1,6 +1,7 @@
 # make train [ARGS="--density 0.02"]   trains the default network (see README.md)
 # make test  [ARGS="-k linear"]        lint, types and tests
 # make bench [ARGS="layers --help"]    measurements (see README.md)
+# make sanitize [ARGS="-k linear"]     all tests on an extension built with ASan and UBSan, in build/sanitize
 #
 # All make .venv with the pinned requirements.txt and build the extension into the tree first.
 # PYTHON=python3 VENV=none uses that Python and its torch as they are and installs nothing.
@@ -22,7 +23,7 @@ endif
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: train test bench lint build clean
+.PHONY: train test bench sanitize lint build clean
 
 train: build
 	@$(RUN) .ci/check_machine.py train
@@ -34,6 +35,11 @@ test: lint
 
 bench: build
 	$(RUN) -m benchmarks $(or $(ARGS),--help)
+
+sanitize: $(INSTALLED)
+	@$(RUN) .ci/check_machine.py build
+	@$(RUN) .ci/check_machine.py test
+	.ci/sanitize.sh $(RUN) $(ARGS)
 
 # A machine's own Python may lack the linters, which are not needed to use or to test the package there.
 lint: build

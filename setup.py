@@ -26,6 +26,12 @@ X86_FLAGS = {
     "csrc/isa/avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Set by `make sanitize`, which builds in a folder of its own.
+SANITIZE = os.environ.get("SPARSEKERN_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+OPTIMIZED = ["-O3", "-g0"]
+# Python asks for -fwrapv, under which no signed overflow is an error.
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", *SANITIZERS]
 
 
 def relative(paths):
@@ -76,8 +82,12 @@ kernels = Pybind11Extension(
     depends=relative((ROOT / "csrc").rglob("*.h")),
     # pybind11 first: torch carries a copy of its own.
     include_dirs=["csrc", pybind11.get_include(), *cpp_extension.include_paths()],
-    define_macros=[("SPARSEKERN_X86", "1" if IS_X86 else "0")],
-    extra_compile_args=["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"],
+    define_macros=[("SPARSEKERN_X86", "1" if IS_X86 else "0"), ("SPARSEKERN_SANITIZE", "1" if SANITIZE else "0")],
+    extra_compile_args=[
+        *(SANITIZED if SANITIZE else OPTIMIZED),
+        *("-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"),
+    ],
+    extra_link_args=SANITIZERS if SANITIZE else [],
     # torch is imported before the extension, so its libraries are found already loaded: no rpath is needed.
     library_dirs=cpp_extension.library_paths(),
     libraries=["torch_cpu"],

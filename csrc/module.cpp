@@ -21,6 +21,14 @@ PYBIND11_MODULE(_C, m) {
     for (const char* const* name = available_isas(); *name; ++name) names.emplace_back(*name);
     return names;
   });
+#if SPARSEKERN_SANITIZE
+  // Two deliberate errors, by which a test knows that this build reports them.
+  m.def("read_past_the_end", [](size_t size) {
+    const std::vector<char> block(size);
+    return static_cast<int>(*static_cast<const volatile char*>(block.data() + size));
+  });
+  m.def("overflow", [](int value) { return value + 1; });
+#endif
   bind_linear(m);
   bind_conv2d(m);
   bind_topology(m);

@@ -36,7 +36,8 @@ class Pattern:
         permutation: ``(nnz,)``, like ``ccol_indices``: the edge at place ``j`` by rows is stored edge
             ``permutation[j]``.
 
-    The number of edges never changes; ``replace_edges`` writes other edges into the same tensors.
+    The number of edges never changes; ``replace_edges`` writes other edges into the same tensors. The last three are
+    derived when they are first asked for.
     Topology is worked out on the CPU: for a pattern on another device the arrays are copied there and back.
     """
 
@@ -82,7 +83,7 @@ class Pattern:
         """
         rows, cols = _checked_shape(shape)
         ccol, row = _compressed(("ccol_indices", ccol_indices, cols), ("row_indices", row_indices, rows))
-        return cls._derive((rows, cols), ccol, row).to(row_indices.device)
+        return cls.from_stored((rows, cols), ccol, row).to(row_indices.device)
 
     @classmethod
     def from_csr(cls, shape: tuple[int, int], crow_indices: Tensor, col_indices: Tensor) -> Pattern:
@@ -95,7 +96,7 @@ class Pattern:
         rows, cols = _checked_shape(shape)
         crow, col = _compressed(("crow_indices", crow_indices, rows), ("col_indices", col_indices, cols))
         ccol, row, _ = _transpose(crow, col, cols)
-        return cls._derive((rows, cols), ccol, row).to(col_indices.device)
+        return cls.from_stored((rows, cols), ccol, row).to(col_indices.device)
 
     @classmethod
     def from_coo(cls, shape: tuple[int, int], rows: Tensor, cols: Tensor) -> Pattern:
@@ -161,14 +162,26 @@ class Pattern:
         if repeated >= 0:
             col_at, row_at = divmod(int(keys[repeated]), rows)
             raise ValueError(f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct")
-        return cls._derive(shape, ccol, row)
+        return cls.from_stored(shape, ccol, row)
 
     @classmethod
-    def _derive(cls, shape: tuple[int, int], ccol: Tensor, row: Tensor) -> Pattern:
-        """From a good CSC pair on the CPU."""
-        pattern = cls.from_buffers(shape, ccol, row, *_transpose(ccol, row, shape[0]))
-        _remember_all(pattern.tensors())
+    def from_stored(cls, shape: tuple[int, int], ccol_indices: Tensor, row_indices: Tensor) -> Pattern:
+        """Wraps a CSC pair on the CPU that is known to be good, without a check."""
+        pattern = object.__new__(cls)
+        pattern.shape = shape
+        pattern.ccol_indices = ccol_indices
+        pattern.row_indices = row_indices
+        _remember(_checked_pairs, (ccol_indices, row_indices), shape[0])
         return pattern
+
+    def __getattr__(self, name: str) -> Tensor:
+        # Reached where a slot is empty: the derived arrays of a pattern that was made from the stored ones.
+        if name not in ("crow_indices", "col_indices", "permutation"):
+            raise AttributeError(name)
+        derived = _transpose(self.ccol_indices, self.row_indices, self.shape[0])
+        self.crow_indices, self.col_indices, self.permutation = derived
+        _remember(_checked_patterns, self.tensors())
+        return getattr(self, name)
 
     @property
     def nnz(self) -> int:
@@ -282,50 +295,79 @@ class Pattern:
             TypeError, ValueError: on anything else; the pattern is then as it was.
         """
         self.ensure_valid()
-        device = self.device
         slots = _integers("pruned", pruned).cpu().long().contiguous()
         keys = _sorted_keys(self.shape, ("grown_rows", grown_rows), ("grown_cols", grown_cols))
         if slots.numel() != keys.numel():
             raise ValueError(f"as many edges must grow as are pruned, got {keys.numel()} and {slots.numel()}")
         if slots.numel() == 0:
-            return torch.arange(self.nnz, device=device)
+            return torch.arange(self.nnz, device=self.device)
         if int(slots[0]) < 0 or int(slots[-1]) >= self.nnz or bool((slots.diff() <= 0).any()):
             raise ValueError(f"pruned must hold ascending, distinct slots in [0, {self.nnz})")
         repeated = (keys.diff() == 0).nonzero()
         if repeated.numel():
-            col, row = divmod(int(keys[repeated[0]]), self.shape[0])
-            raise ValueError(f"grown_rows and grown_cols name (row {row}, column {col}) twice")
-
-        ccol, row_indices = self.ccol_indices.cpu(), self.row_indices.cpu()
-        new_ccol, new_row = torch.empty_like(ccol), torch.empty_like(row_indices)
-        source = torch.empty(self.nnz, dtype=torch.int64, device="cpu")
-        present = _C.replace_edges(
+            col_at, row_at = divmod(int(keys[repeated[0]]), self.shape[0])
+            raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}) twice")
+        grown = Pattern.from_sorted_keys(self.shape, keys)
+        places = torch.arange(keys.numel(), device="cpu")
+        ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
+        grown_ccol = grown.ccol_indices.to(ccol.dtype)
+        present = _C.first_present(
             ccol.data_ptr(),
-            row_indices.data_ptr(),
+            row.data_ptr(),
+            self.shape[1],
+            grown_ccol.data_ptr(),
+            grown.row_indices.data_ptr(),
+            places.data_ptr(),
+            places.numel(),
+            _is_wide(ccol),
+        )
+        if present >= 0:
+            col_at, row_at = divmod(int(keys[present]), self.shape[0])
+            raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}): it is an edge already")
+        return self.exchange(slots, grown, places).long()
+
+    @torch.no_grad()
+    def exchange(self, pruned: Tensor, candidates: Pattern, chosen: Tensor) -> Tensor:
+        """``replace_edges`` by the ``chosen`` of some candidates, without a check.
+
+        Args:
+            pruned: (k,) int64 slots on the CPU, ascending and distinct.
+            candidates: edges of this shape, none of them in the pattern.
+            chosen: (k,) int64 slots of ``candidates`` on the CPU, ascending and distinct.
+
+        Returns:
+            source, as ``replace_edges`` does, in the dtype of the pointer arrays.
+        """
+        dtype = self.ccol_indices.dtype
+        ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
+        grown_ccol, grown_row = candidates.ccol_indices.cpu().to(dtype), candidates.row_indices.cpu()
+        new_ccol, new_row = torch.empty_like(ccol), torch.empty_like(row)
+        source = torch.empty(self.nnz, dtype=dtype, device="cpu")
+        _C.replace_edges(
+            ccol.data_ptr(),
+            row.data_ptr(),
             *self.shape,
-            self.nnz,
-            slots.data_ptr(),
-            keys.data_ptr(),
-            keys.numel(),
+            pruned.data_ptr(),
+            grown_ccol.data_ptr(),
+            grown_row.data_ptr(),
+            chosen.data_ptr(),
+            chosen.numel(),
             new_ccol.data_ptr(),
             new_row.data_ptr(),
             source.data_ptr(),
             _is_wide(ccol),
         )
-        if present >= 0:
-            col, row = divmod(int(keys[present]), self.shape[0])
-            raise ValueError(f"grown_rows and grown_cols name (row {row}, column {col}): it is an edge already")
-        with torch.no_grad():
-            self.ccol_indices.copy_(new_ccol)
-            self.row_indices.copy_(new_row)
-            if device.type == "cpu":
-                derived = self.tensors()[2:]
-                _transpose(new_ccol, new_row, self.shape[0], out=derived)
-                torch.autograd.graph.increment_version(derived)
-            else:
-                transposed = _transpose(new_ccol, new_row, self.shape[0])
-                for tensor, content in zip(self.tensors()[2:], transposed, strict=True):
-                    tensor.copy_(content)
+        device = self.device
+        self.ccol_indices.copy_(new_ccol)
+        self.row_indices.copy_(new_row)
+        if device.type == "cpu":
+            derived = self.tensors()[2:]
+            _transpose(new_ccol, new_row, self.shape[0], out=derived)
+            torch.autograd.graph.increment_version(derived)
+        else:
+            transposed = _transpose(new_ccol, new_row, self.shape[0])
+            for tensor, content in zip(self.tensors()[2:], transposed, strict=True):
+                tensor.copy_(content)
         _remember_all(self.tensors())
         return source.to(device)
 

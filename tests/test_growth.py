@@ -9,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsekern import GSE, SET, RigL, SparseConv2d, SparseLinear, Static
 from sparsekern.growth import Growth, cosine_share, find_sparse_layers
+from sparsekern.growth.edges import Move
+from sparsekern.growth.samplers import sample_uniform
 from sparsekern.growth.select import select_by_magnitude
 from sparsekern.pattern import Pattern
 
@@ -275,6 +277,47 @@ def test_selection_matches_a_stable_sort(dtype, largest):
         for count in {0, 1, size // 3, size}:
             found = select_by_magnitude(values, count, largest=largest)
             assert found.tolist() == sorted(order[:count].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distinct", [1, 3, 2**40])
+def test_selection_on_many_threads(dtype, distinct):
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.randint(-distinct, distinct + 1, (150_000,), generator=generator) / distinct).to(dtype)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        for largest in (True, False):
+            order = values.abs().argsort(stable=True, descending=largest)
+            for count in (1, 70_001, 150_000):
+                found = select_by_magnitude(values, count, largest=largest)
+                assert torch.equal(found, order[:count].sort().values)
+
+
+@pytest.mark.parametrize("shape", [(300, 900), (20_000, 30)])
+def test_large_replacements_on_many_threads(shape):
+    """The merged arrays, against those built anew from the edges; values move with them."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern.random(shape, 100_000, generator)
+    before = pattern.clone()
+    candidates = sample_uniform(pattern, 50_000, generator)
+    pruned = torch.randperm(100_000, generator=generator)[:20_000].sort().values
+    chosen = torch.randperm(50_000, generator=generator)[:20_000].sort().values
+    mask = torch.ones(100_000, dtype=torch.bool).index_fill(0, pruned, False)
+    rows, cols = (
+        torch.cat([old[mask], new[chosen]]) for old, new in zip(before.edges(), candidates.edges(), strict=True)
+    )
+    expected = Pattern.from_coo(shape, rows, cols)
+    values = torch.arange(1, 100_001, dtype=torch.float32)
+    by_place = torch.zeros(shape).index_put(before.edges(), values * mask)
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        pattern.copy_(before)
+        source = pattern.exchange(pruned, candidates, chosen)
+        pattern.validate()
+        assert pattern.equal(expected)
+        moved = values.clone()
+        Move(source)(moved)
+        assert torch.equal(moved, by_place[pattern.edges()])
 
 
 def test_all_tied_scores_and_weights_are_defined():

@@ -1,12 +1,16 @@
 // Topology for Python: arrays come as addresses (Tensor.data_ptr()) whose types and sizes the caller has checked.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 
+#include "topology/candidates.h"
 #include "topology/keys.h"
 #include "topology/replace.h"
 #include "topology/sample.h"
 #include "topology/select.h"
+#include "topology/sums.h"
 #include "topology/transpose.h"
 #include "topology/validate.h"
 
@@ -86,19 +90,46 @@ void bind_topology(py::module_& m) {
     });
   });
   m.def(
-      "replace_edges",
-      [](uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t nnz, uintptr_t pruned, uintptr_t grown,
-         int64_t count, uintptr_t new_ccol, uintptr_t new_row, uintptr_t source, bool wide) {
+      "first_present",
+      [](uintptr_t ccol, uintptr_t row, int64_t n_cols, uintptr_t grown_ccol, uintptr_t grown_row, uintptr_t places,
+         int64_t count, bool wide) {
         return unlocked([&] {
           return with_pointer_type(wide, [&](auto pointer) {
             using P = decltype(pointer);
-            return replace_edges(at<P>(ccol), at<int32_t>(row), n_rows, n_cols, nnz, at<int64_t>(pruned),
-                                 at<uint64_t>(grown), count, at<P>(new_ccol), at<int32_t>(new_row),
-                                 at<int64_t>(source));
+            const Grown<P> grown{at<P>(grown_ccol), at<int32_t>(grown_row), at<int64_t>(places), count};
+            return first_present(at<P>(ccol), at<int32_t>(row), n_cols, grown);
           });
         });
       },
-      "Position of a grown key that is in the matrix already, or -1.");
+      "Number of the first grown edge that is in the matrix already, or -1.");
+  m.def(
+      "replace_edges",
+      [](uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, uintptr_t pruned, uintptr_t grown_ccol,
+         uintptr_t grown_row, uintptr_t places, int64_t count, uintptr_t new_ccol, uintptr_t new_row, uintptr_t source,
+         bool wide) {
+        unlocked([&] {
+          with_pointer_type(wide, [&](auto pointer) {
+            using P = decltype(pointer);
+            const Grown<P> grown{at<P>(grown_ccol), at<int32_t>(grown_row), at<int64_t>(places), count};
+            replace_edges(at<P>(ccol), at<int32_t>(row), n_rows, n_cols, at<int64_t>(pruned), grown, at<P>(new_ccol),
+                          at<int32_t>(new_row), at<P>(source));
+          });
+        });
+      },
+      "Writes the arrays without the pruned slots and with the grown edges, and each slot's old slot or -1.");
+  m.def(
+      "move_values",
+      [](uintptr_t source, int64_t size, uintptr_t values, int bytes, bool wide) {
+        unlocked([&] {
+          with_pointer_type(wide, [&](auto pointer) {
+            const auto* from = at<decltype(pointer)>(source);
+            if (bytes == 2) move_values(from, size, at<uint16_t>(values));
+            if (bytes == 4) move_values(from, size, at<uint32_t>(values));
+            if (bytes == 8) move_values(from, size, at<uint64_t>(values));
+          });
+        });
+      },
+      "Moves values of 2, 4 or 8 bytes in place to where `source` says; zero where that is -1.");
   m.def(
       "pack_keys",
       [](uintptr_t rows, uintptr_t cols, int64_t count, int64_t n_rows, int64_t n_cols, uintptr_t keys) {
@@ -130,32 +161,52 @@ void bind_topology(py::module_& m) {
       },
       "Writes `count` distinct keys below `bound`, sorted.");
   m.def(
-      "inactive_edges",
-      [](int64_t seed, uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t count, uintptr_t out,
-         bool wide) {
-        return unlocked([&] {
-          Random random(static_cast<uint64_t>(seed));
-          return with_pointer_type(wide, [&](auto pointer) {
-            return inactive_edges(random, at<decltype(pointer)>(ccol), at<int32_t>(row), n_rows, n_cols, count,
-                                  at<uint64_t>(out));
-          });
-        });
-      },
-      "Writes up to `count` keys of edges that are not in the matrix, uniformly drawn, sorted; returns how many.");
-  m.def(
-      "weighted_edges",
+      "draw_candidates",
       [](int64_t seed, uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, int64_t groups,
-         uintptr_t row_weights, uintptr_t col_weights, int64_t count, uintptr_t out, bool wide) {
+         uintptr_t row_weights, uintptr_t col_weights, double epsilon, int64_t count, uintptr_t new_ccol,
+         uintptr_t new_row, bool wide) {
         return unlocked([&] {
-          Random random(static_cast<uint64_t>(seed));
           return with_pointer_type(wide, [&](auto pointer) {
-            return weighted_edges(random, at<decltype(pointer)>(ccol), at<int32_t>(row), n_rows, n_cols, groups,
-                                  at<double>(row_weights), at<double>(col_weights), count, at<uint64_t>(out));
+            using P = decltype(pointer);
+            if (!row_weights)
+              return draw_uniform(static_cast<uint64_t>(seed), at<P>(ccol), at<int32_t>(row), n_rows, n_cols, count,
+                                  at<P>(new_ccol), at<int32_t>(new_row));
+            return draw_weighted(static_cast<uint64_t>(seed), at<P>(ccol), at<int32_t>(row), n_rows, n_cols, groups,
+                                 at<double>(row_weights), at<double>(col_weights), epsilon, count, at<P>(new_ccol),
+                                 at<int32_t>(new_row));
           });
         });
       },
-      "Writes up to `count` keys of edges that are not in the matrix, drawn by row and column weight, sorted; "
-      "returns how many.");
+      "Writes up to `count` edges that are not in the matrix as CSC, drawn by row and column weight (alike where their "
+      "addresses are 0); returns how many, -1 where a weight is not finite. Adds epsilon times their mean to all weights, "
+      "and makes them alike where all are 0.");
+  m.def(
+      "sum_magnitudes",
+      [](uintptr_t x, int64_t items, int64_t features, int64_t stride, uintptr_t sums, bool is_double) {
+        unlocked([&] {
+          if (is_double)
+            sum_magnitudes(at<double>(x), items, features, stride, at<double>(sums));
+          else
+            sum_magnitudes(at<float>(x), items, features, stride, at<double>(sums));
+        });
+      },
+      "Writes the sum over items of each feature's absolute value.");
+  m.def(
+      "sum_windows",
+      [](uintptr_t planes, int64_t channels, std::array<int64_t, 2> taps, std::array<int64_t, 2> stride,
+         std::array<int64_t, 2> padding, std::array<int64_t, 2> dilation, std::array<int64_t, 2> size,
+         std::array<int64_t, 2> out_size, uintptr_t sums) {
+        const auto axis = [&](int a) {
+          return Window{taps[a], stride[a], padding[a], dilation[a], size[a], out_size[a]};
+        };
+        unlocked([&] { sum_windows(at<double>(planes), channels, axis(0), axis(1), at<double>(sums)); });
+      },
+      "Writes what each position of a convolution's kernel sees of each float64 plane, added up over all outputs.");
+  m.def("all_finite", [](uintptr_t values, int64_t size, bool is_double) {
+    return unlocked([&] {
+      return is_double ? all_finite(at<double>(values), size) : all_finite(at<float>(values), size);
+    });
+  });
   m.def(
       "select_by_magnitude",
       [](uintptr_t values, int64_t size, int64_t k, bool largest, uintptr_t positions, bool is_double) {

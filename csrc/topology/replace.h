@@ -2,62 +2,103 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
 
 #include "parallel.h"
+#include "topology/keys.h"
 
 namespace sparsekern {
 
-// pruned: `count` slots, strictly ascending, in [0, nnz). grown: as many keys (see keys.h), strictly ascending, of
-// edges that are in the matrix neither before nor after the pruning. source[k]: the old slot of the edge that is now
-// in slot k, -1 where it is new. Returns the position in `grown` of an edge that is in the matrix already (the new
-// arrays are then unusable), or -1.
+constexpr int64_t kReplaceGrain = 1 << 15;  // edges that are worth a thread
+
+// Columns [column(task), column(task + 1)) hold about as many edges for each task.
 template <class P>
-int64_t replace_edges(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t nnz,
-                      const int64_t* pruned, const uint64_t* grown, int64_t count, P* new_ccol, int32_t* new_row,
-                      int64_t* source) {
-  constexpr int64_t kGrain = 1 << 16;  // columns that are worth a thread
-  std::atomic<int64_t> present{count};
-  parallel_ranges(n_cols, kGrain, [&](int64_t first_col, int64_t last_col) {
-    int64_t p = std::lower_bound(pruned, pruned + count, static_cast<int64_t>(ccol[first_col])) - pruned;
-    int64_t g = std::lower_bound(grown, grown + count, static_cast<uint64_t>(first_col) * n_rows) - grown;
-    int64_t out = ccol[first_col] - p + g;
-    for (int64_t c = first_col; c < last_col; ++c) {
+int64_t first_column(const P* ccol, int64_t n_cols, int64_t task, int64_t tasks) {
+  if (task == 0) return 0;
+  if (task == tasks) return n_cols;
+  return std::lower_bound(ccol, ccol + n_cols, static_cast<P>(int64_t{ccol[n_cols]} * task / tasks)) - ccol;
+}
+
+// Edges to put in: those at the `count` ascending places of a CSC pair.
+template <class P>
+struct Grown {
+  const P* ccol;
+  const int32_t* row;
+  const int64_t* places;
+  int64_t count;
+};
+
+// The number of the first grown edge that is in the matrix already, or -1.
+template <class P>
+int64_t first_present(const P* ccol, const int32_t* row, int64_t n_cols, const Grown<P>& grown) {
+  int64_t c = 0;
+  for (int64_t g = 0; g < grown.count; ++g) {
+    while (c < n_cols && grown.ccol[c + 1] <= grown.places[g]) ++c;
+    if (std::binary_search(row + ccol[c], row + ccol[c + 1], grown.row[grown.places[g]])) return g;
+  }
+  return -1;
+}
+
+// pruned: as many slots as edges grow, strictly ascending, in [0, nnz). No grown edge is in the matrix yet.
+// source[k]: the old slot of the edge that is now in slot k, -1 where it is new.
+template <class P>
+void replace_edges(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, const int64_t* pruned,
+                      const Grown<P>& grown, P* new_ccol, int32_t* new_row, P* source) {
+  constexpr int32_t kEnd = std::numeric_limits<int32_t>::max();  // above every row
+  const int64_t nnz = ccol[n_cols];
+  const int64_t count = grown.count;
+  const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), nnz / kReplaceGrain));
+  parallel_tasks(tasks, [&](int64_t task) {
+    const int64_t first = first_column(ccol, n_cols, task, tasks), last = first_column(ccol, n_cols, task + 1, tasks);
+    int64_t p = std::lower_bound(pruned, pruned + count, int64_t{ccol[first]}) - pruned;
+    int64_t g = std::lower_bound(grown.places, grown.places + count, int64_t{grown.ccol[first]}) - grown.places;
+    int64_t out = ccol[first] - p + g;
+    std::vector<int32_t> kept_rows(n_rows + 1), grown_rows(n_rows + 1);
+    std::vector<P> kept_slots(n_rows + 1);
+    for (int64_t c = first; c < last; ++c) {
       new_ccol[c] = static_cast<P>(out);
-      const uint64_t col_start = static_cast<uint64_t>(c) * n_rows;
-      const uint64_t col_end = col_start + n_rows;
-      int64_t k = ccol[c];
-      const int64_t end = ccol[c + 1];
-      while (true) {
-        const bool grows = g < count && grown[g] < col_end;
-        const int64_t grown_row = grows ? static_cast<int64_t>(grown[g] - col_start) : n_rows;
-        if (k < end && row[k] <= grown_row) {
-          if (row[k] == grown_row) {
-            int64_t known = present.load();
-            while (g < known && !present.compare_exchange_weak(known, g)) {
-            }
-            return;
-          }
-          if (p < count && pruned[p] == k) {
-            ++p;
-          } else {
-            new_row[out] = row[k];
-            source[out++] = k;
-          }
-          ++k;
-        } else if (grows) {
-          new_row[out] = static_cast<int32_t>(grown_row);
-          source[out++] = -1;
-          ++g;
-        } else {
-          break;
-        }
+      int64_t kept = 0;
+      for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k) {
+        const bool goes = p < count && pruned[p] == k;
+        kept_rows[kept] = row[k];
+        kept_slots[kept] = static_cast<P>(k);
+        kept += !goes;
+        p += goes;
+      }
+      int64_t comes = 0;
+      for (; g < count && grown.places[g] < grown.ccol[c + 1]; ++g) grown_rows[comes++] = grown.row[grown.places[g]];
+      kept_rows[kept] = kEnd;
+      grown_rows[comes] = kEnd;
+      int64_t i = 0;
+      int64_t j = 0;
+      for (const int64_t end = out + kept + comes; out < end; ++out) {
+        const int32_t old_row = kept_rows[i], grown_row = grown_rows[j];
+        const bool keeps = old_row <= grown_row;
+        new_row[out] = keeps ? old_row : grown_row;
+        source[out] = keeps ? kept_slots[i] : P{-1};
+        i += keeps;
+        j += !keeps;
       }
     }
   });
   new_ccol[n_cols] = static_cast<P>(nnz);
-  return present.load() < count ? present.load() : -1;
+}
+
+// Moves `size` values of `Word` in place: slot k gets the value that slot source[k] had, zero where that is -1.
+template <class P, class Word>
+void move_values(const P* source, int64_t size, Word* values) {
+  constexpr int64_t kGrain = 1 << 16;
+  Word* before = Scratch::of_this_thread().get<Word>(kSortSlot, size + 1);
+  before[0] = 0;  // what a new edge's source names
+  parallel_ranges(size, kGrain, [&](int64_t begin, int64_t end) {
+    std::memcpy(before + 1 + begin, values + begin, (end - begin) * sizeof(Word));
+  });
+  parallel_ranges(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) values[k] = before[source[k] + 1];
+  });
 }
 
 }  // namespace sparsekern

@@ -3,16 +3,18 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
+#include <utility>
+#include <vector>
 
 #include "parallel.h"
 #include "topology/keys.h"
+#include "topology/replace.h"
 
 namespace sparsekern {
 
-// A stable counting sort by row, so columns come out ascending within each row. First the edges are dealt to blocks of
-// rows, each task dealing a contiguous part of the columns; then each block is sorted by itself, in cache. The result
-// does not depend on the number of threads.
+// A stable counting sort by row, so columns come out ascending within each row. Where there are many rows, edges are
+// first dealt to blocks of rows, and then each block is sorted by itself, in cache. Each task deals a contiguous part of
+// the columns. The result does not depend on the number of threads.
 template <class P>
 void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t nnz, P* crow, int32_t* col,
                P* permutation) {
@@ -22,39 +24,52 @@ void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols
   };
   constexpr int kSmallBlock = 12;        // rows of a block, as a power of two: its counters fit the first-level cache
   constexpr int64_t kMostBlocks = 1024;  // write streams of the dealing
-  constexpr int64_t kGrain = 1 << 18;    // edges that are worth a thread
+  constexpr int64_t kGrain = 1 << 15;    // edges that are worth a thread
+  const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), nnz / kGrain));
+  const auto first_col = [&](int64_t task) { return first_column(ccol, n_cols, task, tasks); };
+  // Where each task puts its edges of each bin, by task and bin, when bins hold 2^shift rows.
+  const auto count_bins = [&](int shift, int64_t bins, int64_t* next) {
+    parallel_tasks(tasks, [&](int64_t task) {
+      int64_t* count = next + task * bins;
+      std::fill(count, count + bins, 0);
+      const int64_t end = ccol[first_col(task + 1)];
+      for (int64_t k = ccol[first_col(task)]; k < end; ++k) ++count[row[k] >> shift];
+    });
+    int64_t total = 0;
+    for (int64_t bin = 0; bin < bins; ++bin)
+      for (int64_t task = 0; task < tasks; ++task) total += std::exchange(next[task * bins + bin], total);
+  };
+  crow[n_rows] = static_cast<P>(nnz);
+
+  if (n_rows <= int64_t{2} << kSmallBlock) {
+    std::vector<int64_t> next(tasks * n_rows);
+    count_bins(0, n_rows, next.data());
+    std::copy_n(next.begin(), n_rows, crow);
+    parallel_tasks(tasks, [&](int64_t task) {
+      int64_t* place = next.data() + task * n_rows;
+      const int64_t end = first_col(task + 1);
+      for (int64_t c = first_col(task); c < end; ++c) {
+        for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k) {
+          const int64_t j = place[row[k]]++;
+          col[j] = static_cast<int32_t>(c);
+          permutation[j] = static_cast<P>(k);
+        }
+      }
+    });
+    return;
+  }
+
   int shift = kSmallBlock;
   while (n_rows >> shift >= kMostBlocks) ++shift;
   const int64_t blocks = (n_rows >> shift) + 1;
-  const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), nnz / kGrain));
-  const auto first_col = [&](int64_t task) -> int64_t {
-    if (task == 0) return 0;
-    if (task == tasks) return n_cols;
-    return std::lower_bound(ccol, ccol + n_cols, static_cast<P>(nnz * task / tasks)) - ccol;
-  };
-
-  std::unique_ptr<int64_t[]> next(new int64_t[tasks * blocks]());
-  parallel_tasks(tasks, [&](int64_t task) {
-    int64_t* count = next.get() + task * blocks;
-    const int64_t end = ccol[first_col(task + 1)];
-    for (int64_t k = ccol[first_col(task)]; k < end; ++k) ++count[row[k] >> shift];
-  });
-  std::unique_ptr<int64_t[]> block_start(new int64_t[blocks + 1]);
-  int64_t total = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    block_start[block] = total;
-    for (int64_t task = 0; task < tasks; ++task) {
-      int64_t& count = next[task * blocks + block];
-      const int64_t start = total;
-      total += count;
-      count = start;
-    }
-  }
-  block_start[blocks] = total;
+  std::vector<int64_t> next(tasks * blocks);
+  count_bins(shift, blocks, next.data());
+  std::vector<int64_t> block_start(next.begin(), next.begin() + blocks);
+  block_start.push_back(nnz);
 
   Edge* edges = Scratch::of_this_thread().get<Edge>(kSortSlot, nnz);
   parallel_tasks(tasks, [&](int64_t task) {
-    int64_t* place = next.get() + task * blocks;
+    int64_t* place = next.data() + task * blocks;
     const int64_t end = first_col(task + 1);
     for (int64_t c = first_col(task); c < end; ++c) {
       for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k)
@@ -88,7 +103,6 @@ void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols
   parallel_ranges(blocks, std::max<int64_t>(1, blocks / tasks), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) sort_block(block);
   });
-  crow[n_rows] = static_cast<P>(nnz);
 }
 
 }  // namespace sparsekern

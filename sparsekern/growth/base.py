@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sparsekern.growth.edges import Move, move_parameter
 from sparsekern.growth.layers import find_sparse_layers
 from sparsekern.growth.schedule import cosine_share
-from sparsekern.growth.select import select_by_magnitude
+from sparsekern.growth.select import all_finite, select_by_magnitude
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed
 
@@ -348,15 +348,17 @@ class Growth:
 
     def _replace(self, name: str, candidates: Pattern, scores: Tensor | None, count: int) -> None:
         layer = self.layers[name]
-        rows, cols = candidates.edges()
         if scores is not None and count < candidates.nnz:
-            chosen = select_by_magnitude(scores, count, largest=True)
-            rows, cols = rows[chosen], cols[chosen]
-        pruned = select_by_magnitude(layer.weight.detach(), count, largest=False)
+            chosen = select_by_magnitude(scores, count, largest=True).cpu()
+        else:
+            chosen = torch.arange(count, device="cpu")
+        pruned = select_by_magnitude(layer.weight.detach(), count, largest=False).cpu()
         followers = [layers[name] for layers in self.followers]
         if not all(follower.pattern.equal(layer.pattern) for follower in followers):
             raise ValueError(f"a follower's layer {name!r} has other edges than the model's; expected the same")
-        move = Move(layer.replace_edges(pruned, rows, cols))
+        pattern = layer.pattern
+        pattern.ensure_valid()
+        move = Move(pattern.exchange(pruned, candidates, chosen))
         move_parameter(move, layer.weight, self.optimizer)
         for follower in followers:
             follower.pattern.copy_(layer.pattern)
@@ -364,6 +366,6 @@ class Growth:
 
 
 def _not_finite(scores: Tensor | None) -> str:
-    if scores is None or bool(scores.isfinite().all()):
+    if scores is None or all_finite(scores):
         return ""
     return "the gradients of its candidates hold values that are not finite"

@@ -6,24 +6,35 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsekern import _C
+
 
 class Move:
     """Where each slot's value comes from after a replacement of edges.
 
     Args:
-        source: (nnz,) int64, from ``Pattern.replace_edges``: each slot's old slot, -1 for a grown edge.
+        source: (nnz,) int32 or int64, from ``Pattern.exchange``: each slot's old slot, -1 for a grown edge.
     """
 
     def __init__(self, source: Tensor) -> None:
-        self._grown = (source < 0).nonzero().view(-1)
-        self._source = source.clamp(min=0)
+        self._source = source
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> None:
         """Moves ``values`` (nnz,) in place: kept edges keep theirs, grown edges get 0."""
-        moved = values.detach().index_select(0, self._source.to(values.device))
-        moved.index_fill_(0, self._grown.to(values.device), 0)
-        values.copy_(moved)
+        source = self._source
+        if (
+            values.device.type == source.device.type == "cpu"
+            and values.is_contiguous()
+            and values.itemsize in (2, 4, 8)
+        ):
+            _C.move_values(
+                source.data_ptr(), source.numel(), values.data_ptr(), values.itemsize, source.dtype == torch.int64
+            )
+            torch.autograd.graph.increment_version(values)
+        else:
+            source = source.to(values.device)
+            values.copy_(values.detach().index_select(0, source.clamp(min=0)).masked_fill_(source < 0, 0))
 
 
 def move_parameter(move: Move, parameter: Tensor, optimizer: Optimizer | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparsekern import _C
 from sparsekern.growth.statistics import absolute_sums, sketched_sums
 from sparsekern.nn.layer import SparseLayer
-from sparsekern.pattern import Pattern, draw_seed
+from sparsekern.pattern import Pattern, draw_seed, pointer_dtype
 
 # Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError
 # where x or grad is not finite.
@@ -24,18 +24,7 @@ def sample_uniform(pattern: Pattern, count: int, generator: torch.Generator) -> 
 
     Time and memory are O(rows + cols + nnz + count).
     """
-    keys = torch.empty(min(count, inactive(pattern)), dtype=torch.int64, device="cpu")
-    ccol, row = pattern.ccol_indices.cpu(), pattern.row_indices.cpu()
-    _C.inactive_edges(
-        draw_seed(generator),
-        ccol.data_ptr(),
-        row.data_ptr(),
-        *pattern.shape,
-        keys.numel(),
-        keys.data_ptr(),
-        ccol.dtype == torch.int64,
-    )
-    return Pattern.from_sorted_keys(pattern.shape, keys).to(pattern.device)
+    return _draw(pattern, min(count, inactive(pattern)), generator)
 
 
 def sample_weighted(
@@ -60,22 +49,41 @@ def sample_weighted(
     """
     if inactive(pattern) <= count:
         return sample_uniform(pattern, count, generator)
-    rows, cols = _positive(row_weights), _positive(col_weights)
-    keys = torch.empty(count, dtype=torch.int64, device="cpu")
+    # Copies: they are changed in place.
+    rows, cols = (
+        weights.detach().to(device="cpu", dtype=torch.float64, copy=True).contiguous()
+        for weights in (row_weights, col_weights)
+    )
+    return _draw(pattern, count, generator, rows, cols)
+
+
+def _draw(
+    pattern: Pattern,
+    count: int,
+    generator: torch.Generator,
+    row_weights: Tensor | None = None,
+    col_weights: Tensor | None = None,
+) -> Pattern:
     ccol, row = pattern.ccol_indices.cpu(), pattern.row_indices.cpu()
-    found = _C.weighted_edges(
+    ccol = ccol.to(torch.promote_types(ccol.dtype, pointer_dtype(count)))
+    new_ccol, new_row = torch.empty_like(ccol), torch.empty(count, dtype=torch.int32, device="cpu")
+    found = _C.draw_candidates(
         draw_seed(generator),
         ccol.data_ptr(),
         row.data_ptr(),
         *pattern.shape,
-        cols.shape[0],
-        rows.data_ptr(),
-        cols.data_ptr(),
+        1 if col_weights is None else col_weights.shape[0],
+        0 if row_weights is None else row_weights.data_ptr(),
+        0 if col_weights is None else col_weights.data_ptr(),
+        EPSILON,
         count,
-        keys.data_ptr(),
+        new_ccol.data_ptr(),
+        new_row.data_ptr(),
         ccol.dtype == torch.int64,
     )
-    return Pattern.from_sorted_keys(pattern.shape, keys[:found]).to(pattern.device)
+    if found < 0:
+        raise FloatingPointError("its activations or gradients hold values that are not finite")
+    return Pattern.from_stored(pattern.shape, new_ccol, new_row[:found]).to(pattern.device)
 
 
 def inactive(pattern: Pattern) -> int:
@@ -101,12 +109,3 @@ def graest(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: t
 
 
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "grabo": grabo, "graest": graest}
-
-
-def _positive(weights: Tensor) -> Tensor:
-    """float64 on the CPU, with EPSILON; alike where all are 0."""
-    weights = weights.detach().to(device="cpu", dtype=torch.float64)
-    mean = float(weights.mean())
-    if not mean < float("inf"):
-        raise FloatingPointError("its activations or gradients hold values that are not finite")
-    return (weights + (EPSILON * mean if mean > 0 else 1.0)).contiguous()

@@ -21,3 +21,10 @@ def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
     positions = torch.empty(count, dtype=torch.int64, device="cpu")
     _C.select_by_magnitude(values_on_cpu.data_ptr(), values.numel(), count, largest, positions.data_ptr(), wide)
     return positions.to(values.device)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether ``values``, of any floating dtype, hold neither infinities nor NaNs."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
+        return bool(values.isfinite().all())
+    return bool(_C.all_finite(values.data_ptr(), values.numel(), values.dtype == torch.float64))

@@ -8,9 +8,9 @@ float32 (float64 for float64 activations). Nothing here unfolds a convolution's 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sparsekern import _C
 from sparsekern.nn.conv2d import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern
@@ -30,19 +30,18 @@ def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, 
         x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         return _sum_abs(x, (0,)).unsqueeze(0), _sum_abs(grad, (0,))
     x, grad = _batched(x), _batched(grad)
-    height, width = layer.product_padding
-    plane = F.pad(_sum_abs(x, (0,)), (width, width, height, height))
-    out_height, out_width = grad.shape[2:]
-    f = plane.new_empty(plane.shape[0] * math.prod(layer.kernel_size))
-    taps = f.view(plane.shape[0], *layer.kernel_size)
-    for r in range(layer.kernel_size[0]):
-        for s in range(layer.kernel_size[1]):
-            top, left = r * layer.dilation[0], s * layer.dilation[1]
-            bottom = top + (out_height - 1) * layer.stride[0] + 1
-            right = left + (out_width - 1) * layer.stride[1] + 1
-            seen = plane[:, top : bottom : layer.stride[0], left : right : layer.stride[1]]
-            taps[:, r, s] = seen.sum((1, 2))
-    return f.view(layer.groups, -1), _sum_abs(grad, (0, 2, 3))
+    return _windowed(layer, _sum_abs(x, (0,)), grad.shape[2:]), _sum_abs(grad, (0, 2, 3))
+
+
+def _windowed(layer: SparseConv2d, plane: Tensor, out_size: torch.Size) -> Tensor:
+    """(groups, columns): what each column's kernel position sees of a (C, H, W) plane, added up over all outputs."""
+    planes = plane.double().cpu()
+    sums = torch.empty(plane.shape[0] * math.prod(layer.kernel_size), dtype=torch.float64, device="cpu")
+    geometry = layer.kernel_size, layer.stride, layer.product_padding, layer.dilation
+    _C.sum_windows(
+        planes.data_ptr(), plane.shape[0], *geometry, tuple(plane.shape[1:]), tuple(out_size), sums.data_ptr()
+    )
+    return sums.to(plane.device, plane.dtype).view(layer.groups, -1)
 
 
 def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -82,8 +81,15 @@ def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.
 
 def _sum_abs(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Sum of abs(x) over ``dims``, the first among them, a few items at a time: abs(x) is as large as x."""
-    items = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
     dtype = _sum_dtype(x)
+    if x.device.type == "cpu" and x.dtype == dtype:
+        x = x.contiguous()
+        sums = torch.empty(x.shape[1:], dtype=torch.float64, device="cpu")
+        _C.sum_magnitudes(
+            x.data_ptr(), x.shape[0], sums.numel(), sums.numel(), sums.data_ptr(), x.dtype == torch.float64
+        )
+        return (sums.sum([dim - 1 for dim in dims[1:]]) if dims[1:] else sums).to(dtype)
+    items = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
     parts = x.split(items)
     total = parts[0].abs().sum(dims, dtype=dtype)
     for part in parts[1:]:

@@ -120,7 +120,9 @@ class SparseConv2d(SparseLayer):
 
     def weight_grad_at(self, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
         grad, x = self._batched(grad, x)
-        return torch.ops.sparsekern.conv2d_weight_grad(grad, x, *pattern.tensors()[:2], *self.geometry)
+        return torch.ops.sparsekern.conv2d_weight_grad(
+            grad, x, pattern.ccol_indices, pattern.row_indices, *self.geometry
+        )
 
     def dense_weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         grad, x = self._batched(grad, x)

@@ -67,7 +67,7 @@ class SparseLinear(SparseLayer):
 
     def weight_grad_at(self, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
         flat_grad, flat_x = self._flat(grad, x)
-        return torch.ops.sparsekern.linear_weight_grad(flat_grad, flat_x, *pattern.tensors()[:2])
+        return torch.ops.sparsekern.linear_weight_grad(flat_grad, flat_x, pattern.ccol_indices, pattern.row_indices)
 
     def dense_weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         flat_grad, flat_x = self._flat(grad, x)

@@ -1,0 +1,342 @@
+// Candidates: edges that are not in the matrix yet, drawn one by one by weight, without repeats.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "parallel.h"
+#include "topology/alias.h"
+#include "topology/keys.h"
+#include "topology/random.h"
+#include "topology/replace.h"
+#include "topology/row_set.h"
+#include "topology/sample.h"
+
+namespace sparsekern {
+
+// A matrix whose rows are split evenly into groups, each with column weights of its own. An edge's weight is
+// row_weights[r] * col_weights[group of r][c].
+class EdgeWeights {
+ public:
+  EdgeWeights(const double* row_weights, const double* col_weights, int64_t n_rows, int64_t n_cols, int64_t groups)
+      : group_rows_(n_rows / groups), n_cols_(n_cols), groups_(groups), cumulative_(n_cols * groups) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const double* of_group = row_weights + g * group_rows_;
+      rows_.emplace_back(of_group, group_rows_);
+      group_weights_.push_back(std::accumulate(of_group, of_group + group_rows_, 0.0));
+    }
+    double total = 0;
+    for (int64_t c = 0; c < n_cols; ++c)
+      for (int64_t g = 0; g < groups; ++g)
+        cumulative_[c * groups + g] = total += col_weights[g * n_cols + c] * group_weights_[g];
+    for (double& weight : cumulative_) weight /= total;
+  }
+
+  int64_t groups() const { return groups_; }
+  // The share of column c, group g in all weight.
+  double share(int64_t c, int64_t g) const {
+    const int64_t i = c * groups_ + g;
+    return i == 0 ? cumulative_[0] : cumulative_[i] - cumulative_[i - 1];
+  }
+  int32_t* draw_rows(int64_t g, int64_t count, Random& random, int32_t* out) const {
+    Random local = random;  // in registers
+    const int32_t first = static_cast<int32_t>(g * group_rows_);
+    for (int32_t* end = out + count; out != end; ++out) *out = first + static_cast<int32_t>(rows_[g].draw(local));
+    random = local;
+    return out;
+  }
+  uint64_t draw_key(Random& random) const {
+    const double* first = cumulative_.data();
+    const int64_t i = first_not_below(first, static_cast<int64_t>(cumulative_.size()) - 1, random.unit()) - first;
+    return static_cast<uint64_t>(i / groups_) * (group_rows_ * groups_) + i % groups_ * group_rows_ +
+           rows_[i % groups_].draw(random);
+  }
+
+ private:
+  int64_t group_rows_, n_cols_, groups_;
+  std::vector<AliasTable> rows_;
+  std::vector<double> group_weights_;
+  std::vector<double> cumulative_;  // over [column][group]
+};
+
+// The same where all edges weigh alike.
+class EqualWeights {
+ public:
+  EqualWeights(int64_t n_rows, int64_t n_cols) : n_rows_(n_rows), n_cols_(n_cols) {}
+
+  int64_t groups() const { return 1; }
+  double share(int64_t, int64_t) const { return 1.0 / static_cast<double>(n_cols_); }
+  int32_t* draw_rows(int64_t, int64_t count, Random& random, int32_t* out) const {
+    Random local = random;
+    for (int32_t* end = out + count; out != end; ++out) *out = static_cast<int32_t>(local.below(n_rows_));
+    random = local;
+    return out;
+  }
+  uint64_t draw_key(Random& random) const { return random.below(static_cast<uint64_t>(n_rows_) * n_cols_); }
+
+ private:
+  int64_t n_rows_, n_cols_;
+};
+
+// Draws edges one by one, in proportion to their weights, and keeps those that are neither in the matrix nor drawn
+// before, until there are `count`. Draws come in rounds: of a Poisson number of draws each column gets a Poisson number,
+// on its own, so that columns can be drawn side by side; the mean is chosen such that a round gives less than is asked
+// for. What is missing in the end is drawn edge by edge. The distribution is that of drawing one after the other.
+template <class P, class Weights>
+class CandidateDraw {
+ public:
+  CandidateDraw(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, const Weights& weights, uint64_t seed)
+      : ccol_(ccol), row_(row), n_rows_(n_rows), n_cols_(n_cols), weights_(weights), seed_(seed),
+        starts_(n_cols + 1, 0), sizes_(n_cols, 0) {}
+
+  // Draws at most `budget` times. Returns how many edges there are.
+  int64_t collect(int64_t count, double budget) {
+    constexpr double kMargin = 6;      // standard deviations
+    constexpr double kSafety = 0.98;   // of the share of new ones among the draws, which falls as they go on
+    const int64_t least = std::max<int64_t>(128, count / 128);  // that a round over all columns is worth
+    double is_new = 1;
+    while (count - found_ > least && rounds_ < kMaxRounds) {
+      const double missing = static_cast<double>(count - found_);
+      const double wanted = (missing - kMargin * std::sqrt(missing)) * (is_new < 1 ? kSafety / is_new : 1.0);
+      const double mean = std::min({wanted, budget, 2.0 * static_cast<double>(count)});
+      if (!(mean > static_cast<double>(least))) break;
+      const int64_t before = found_;
+      if (!run_round(mean, count)) break;
+      budget -= mean;
+      is_new = std::max(static_cast<double>(found_ - before), 1.0) / mean;
+    }
+    collect_rest(count, budget);
+    return found_ + rest_count_;
+  }
+
+  // Writes what was collected, as CSC.
+  void write(P* ccol, int32_t* row) const {
+    const auto first_of = [&](int64_t c) {
+      return std::lower_bound(rest_, rest_ + rest_count_, static_cast<uint64_t>(c) * n_rows_);
+    };
+    ccol[0] = 0;
+    const uint64_t* next = rest_;
+    for (int64_t c = 0; c < n_cols_; ++c) {
+      const uint64_t* begin = next;
+      const uint64_t end = static_cast<uint64_t>(c + 1) * n_rows_;
+      while (next != rest_ + rest_count_ && *next < end) ++next;
+      ccol[c + 1] = ccol[c] + static_cast<P>(sizes_[c] + (next - begin));
+    }
+    const int64_t tasks = tasks_for(ccol[n_cols_]);
+    parallel_tasks(tasks, [&](int64_t task) {
+      const int64_t first = first_column(ccol, n_cols_, task, tasks), last = first_column(ccol, n_cols_, task + 1, tasks);
+      const uint64_t* key = first_of(first);
+      for (int64_t c = first; c < last; ++c) {
+        const int32_t* from = rows_ + starts_[c];
+        const int32_t* const end = from + sizes_[c];
+        const uint64_t column = static_cast<uint64_t>(c) * n_rows_;
+        for (int64_t out = ccol[c]; out < ccol[c + 1]; ++out) {
+          const int64_t extra = key != rest_ + rest_count_ && *key - column < static_cast<uint64_t>(n_rows_)
+                                    ? static_cast<int64_t>(*key - column)
+                                    : n_rows_;
+          const bool takes_extra = from == end || extra < *from;
+          row[out] = takes_extra ? static_cast<int32_t>(extra) : *from;
+          from += !takes_extra;
+          key += takes_extra;
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int32_t kFew = 16;    // draws of a column that are compared pair by pair
+  static constexpr int64_t kBlock = 64;  // columns that share a sequence of random numbers
+  enum Purpose : uint64_t { kCounting, kRows, kRest, kPurposes };
+
+  static bool has(const int32_t* rows, int64_t size, int32_t row) {
+    const int32_t* found = first_not_below(rows, size, row);
+    return found != rows + size && *found == row;
+  }
+  static int64_t tasks_for(int64_t edges) { return std::max<int64_t>(1, std::min(num_threads(), edges >> 15)); }
+  uint64_t part(int64_t block, Purpose purpose) const { return (block * kMaxRounds + rounds_) * kPurposes + purpose; }
+
+  // Each column's Poisson number of draws, in all `mean` on average. False, and nothing drawn, where they gave too many.
+  bool run_round(double mean, int64_t count) {
+    const int64_t groups = weights_.groups();
+    const int64_t blocks = (n_cols_ + kBlock - 1) / kBlock;
+    std::vector<int32_t> draws(n_cols_ * groups);
+    std::vector<int64_t> new_starts(n_cols_ + 1);
+    parallel_ranges(blocks, 64, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) {
+        Random random(seed_, part(b, kCounting));
+        for (int64_t c = b * kBlock; c < std::min(n_cols_, (b + 1) * kBlock); ++c) {
+          int64_t size = sizes_[c];
+          for (int64_t g = 0; g < groups; ++g)
+            size += draws[c * groups + g] = static_cast<int32_t>(random.poisson(mean * weights_.share(c, g)));
+          new_starts[c + 1] = size;
+        }
+      }
+    });
+    for (int64_t c = 0; c < n_cols_; ++c) new_starts[c + 1] += new_starts[c];
+
+    int32_t* new_rows = Scratch::of_this_thread().get<int32_t>(rounds_ % 2 ? kRedrawnSlot : kDrawnSlot, new_starts[n_cols_]);
+    std::vector<int32_t> new_sizes(n_cols_);
+    std::atomic<int64_t> found{0};
+    const int64_t tasks = std::min(tasks_for(new_starts[n_cols_]), blocks);
+    parallel_tasks(tasks, [&](int64_t task) {
+      const auto first_block = [&](int64_t t) {
+        return t == tasks ? blocks : first_column(new_starts.data(), n_cols_, t, tasks) / kBlock;
+      };
+      RowSet set(n_rows_);
+      int64_t mine = 0;
+      const int64_t last = first_block(task + 1);
+      for (int64_t b = first_block(task); b < last; ++b) {
+        Random random(seed_, part(b, kRows));
+        for (int64_t c = b * kBlock; c < std::min(n_cols_, (b + 1) * kBlock); ++c) {
+          int32_t* out = new_rows + new_starts[c];
+          const int32_t* old = rows_ + starts_[c];
+          if (new_starts[c + 1] - new_starts[c] == sizes_[c]) {  // no draws
+            std::copy_n(old, sizes_[c], out);
+            new_sizes[c] = sizes_[c];
+            mine += sizes_[c];
+            continue;
+          }
+          int32_t* end = std::copy_n(old, sizes_[c], out);
+          for (int64_t g = 0; g < groups; ++g) end = weights_.draw_rows(g, draws[c * groups + g], random, end);
+          new_sizes[c] = static_cast<int32_t>(distinct(c, out, end, set) - out);
+          mine += new_sizes[c];
+        }
+      }
+      found += mine;
+    });
+    ++rounds_;
+    if (found > count) return false;
+    found_ = found;
+    rows_ = new_rows;
+    starts_.swap(new_starts);
+    sizes_.swap(new_sizes);
+    return true;
+  }
+
+  // Sorts the rows of a column and leaves out repeats and those of its edges, in place. Returns their new end.
+  int32_t* distinct(int64_t c, int32_t* begin, int32_t* end, RowSet& set) const {
+    const int32_t* edges = row_ + ccol_[c];
+    const int32_t* edges_end = row_ + ccol_[c + 1];
+    if (end - begin <= kFew && edges_end - edges <= 4 * kFew) return distinct_few(edges, edges_end, begin, end);
+    set.block(edges, edges_end);
+    if (set.is_many(end - begin)) {
+      set.insert_many(begin, end);
+      return set.drain_many(begin);
+    }
+    set.insert_few(begin, end);
+    return set.drain_few(edges, edges_end, begin);
+  }
+
+  // The same where there are few of both: each is compared with all others, a vector at a time.
+  static int32_t* distinct_few(const int32_t* edges, const int32_t* edges_end, int32_t* begin, int32_t* end) {
+    constexpr int32_t kNone = std::numeric_limits<int32_t>::max();  // above every row
+    const int64_t size = end - begin;
+    int32_t rows[kFew], known[kFew] = {}, places[kFew] = {};
+    std::fill(std::copy(begin, end, rows), rows + kFew, kNone);
+    for (const int32_t* edge = edges; edge != edges_end; ++edge)
+      for (int32_t j = 0; j < kFew; ++j) known[j] |= rows[j] == *edge;
+    for (int32_t i = 0; i < size; ++i)
+      for (int32_t j = 0; j < kFew; ++j) known[j] |= (rows[j] == rows[i]) & (j > i);
+    for (int32_t j = 0; j < kFew; ++j) rows[j] = known[j] ? kNone : rows[j];
+    for (int32_t i = 0; i < size; ++i)
+      for (int32_t j = 0; j < kFew; ++j) places[j] += rows[i] < rows[j];
+    // Those left out all fall on one place, behind the others.
+    int32_t sorted[kFew + 1];
+    int32_t* out = begin;
+    for (int32_t i = 0; i < size; ++i) {
+      sorted[places[i]] = rows[i];
+      out += rows[i] != kNone;
+    }
+    std::copy(sorted, sorted + (out - begin), begin);
+    return out;
+  }
+
+  void collect_rest(int64_t count, double budget) {
+    const int64_t missing = count - found_;
+    if (missing == 0) return;
+    Random random(seed_, part(0, kRest));
+    uint64_t* rest = Scratch::of_this_thread().get<uint64_t>(kLeftOutSlot, missing);
+    const auto draw = [&](uint64_t* keys, int64_t size) {
+      for (int64_t i = 0; i < size; ++i) keys[i] = weights_.draw_key(random);
+    };
+    const auto keep_new = [&](uint64_t* keys, int64_t size) {
+      return std::remove_if(keys, keys + size, [&](uint64_t key) {
+               const int64_t c = key / n_rows_;
+               const int32_t r = static_cast<int32_t>(key % n_rows_);
+               return has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) | has(rows_ + starts_[c], sizes_[c], r);
+             }) - keys;
+    };
+    rest_ = rest;
+    rest_count_ = collect_keys(rest, missing, static_cast<uint64_t>(n_rows_) * n_cols_,
+                               static_cast<int64_t>(std::min(budget, 9e18)), draw, keep_new);
+  }
+
+  static constexpr uint64_t kMaxRounds = 16;
+  const P* ccol_;
+  const int32_t* row_;
+  int64_t n_rows_, n_cols_;
+  const Weights& weights_;
+  uint64_t seed_;
+  uint64_t rounds_ = 0;
+  // Drawn so far: column c has sizes_[c] rows from rows_[starts_[c]] on.
+  int32_t* rows_ = nullptr;
+  std::vector<int64_t> starts_;
+  std::vector<int32_t> sizes_;
+  int64_t found_ = 0;
+  const uint64_t* rest_ = nullptr;
+  int64_t rest_count_ = 0;
+};
+
+// Up to `count` distinct edges that are not in the matrix as CSC, every set of them alike likely; all where there are no
+// more. Returns how many.
+template <class P>
+int64_t draw_uniform(uint64_t seed, const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t count,
+                     P* new_ccol, int32_t* new_row) {
+  const uint64_t inactive = static_cast<uint64_t>(n_rows) * n_cols - ccol[n_cols];
+  count = static_cast<int64_t>(std::min<uint64_t>(count, inactive));
+  if (static_cast<uint64_t>(count) > inactive / 2) {  // most draws would be repeats
+    Random random(seed);
+    uint64_t* keys = Scratch::of_this_thread().get<uint64_t>(kKeysSlot, count);
+    inactive_edges(random, ccol, row, n_rows, n_cols, count, keys);
+    unpack_keys(keys, count, n_rows, n_cols, new_ccol, new_row);
+    return count;
+  }
+  const EqualWeights weights(n_rows, n_cols);
+  CandidateDraw<P, EqualWeights> drawn(ccol, row, n_rows, n_cols, weights, seed);
+  drawn.collect(count, 1e18);
+  drawn.write(new_ccol, new_row);
+  return count;
+}
+
+// Adds `epsilon` times their mean to weights, so that none is 0; all are alike where all are 0. False, and nothing done,
+// where one is not finite.
+inline bool lift(double* weights, int64_t size, double epsilon) {
+  const double mean = std::accumulate(weights, weights + size, 0.0) / static_cast<double>(std::max<int64_t>(1, size));
+  if (!std::isfinite(mean)) return false;
+  const double least = mean > 0 ? epsilon * mean : 1.0;
+  for (int64_t i = 0; i < size; ++i) weights[i] += least;
+  return true;
+}
+
+// The same by weight: see EdgeWeights. Gives up when a budget of draws is spent. -1 where a weight is not finite, else
+// the weights are lifted by `epsilon`.
+template <class P>
+int64_t draw_weighted(uint64_t seed, const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t groups,
+                      double* row_weights, double* col_weights, double epsilon, int64_t count, P* new_ccol,
+                      int32_t* new_row) {
+  constexpr int64_t kDrawsPerEdge = 16;
+  constexpr int64_t kSmallLayer = 4096;  // so that a small layer does not give up after a few unlucky draws
+  if (!lift(row_weights, n_rows, epsilon) || !lift(col_weights, n_cols * groups, epsilon)) return -1;
+  const EdgeWeights weights(row_weights, col_weights, n_rows, n_cols, groups);
+  CandidateDraw<P, EdgeWeights> drawn(ccol, row, n_rows, n_cols, weights, seed);
+  const int64_t found = drawn.collect(count, static_cast<double>(kDrawsPerEdge * count + kSmallLayer));
+  drawn.write(new_ccol, new_row);
+  return found;
+}
+
+}  // namespace sparsekern
