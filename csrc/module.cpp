@@ -7,8 +7,10 @@
 #include "isa/isa.h"
 
 namespace sparsekern {
+void bind_activation(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_conv2d(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 void bind_topology(pybind11::module_& m);
 }  // namespace sparsekern
 
@@ -29,7 +31,9 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("overflow", [](int value) { return value + 1; });
 #endif
+  bind_activation(m);
   bind_linear(m);
   bind_conv2d(m);
+  bind_norm(m);
   bind_topology(m);
 }

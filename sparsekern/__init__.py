@@ -2,7 +2,8 @@
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
-from sparsekern import testing
+from sparsekern import nn, testing
+from sparsekern.fuse import fuse
 from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
 from sparsekern.pattern import Pattern
@@ -19,6 +20,8 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "Static",
+    "fuse",
+    "nn",
     "sparsify",
     "testing",
 ]

@@ -4,8 +4,10 @@
 
 #include "isa/isa.h"
 
+#include "activation/tile.h"
 #include "conv2d/tile.h"
 #include "linear/tile.h"
+#include "norm/tile.h"
 
 #define SK_STRING_OF(x) #x
 #define SK_STRING(x) SK_STRING_OF(x)
@@ -20,6 +22,10 @@ extern const IsaKernels SK_CONCAT(kernels_, SK_ISA) = {
     SK_ISA::linear_kernels<double>(),
     SK_ISA::conv2d_kernels<float>(),
     SK_ISA::conv2d_kernels<double>(),
+    {SK_ISA::norm_kernels<float>(), SK_ISA::norm_kernels<double>(), SK_ISA::norm_kernels<SK_ISA::bf16>(),
+     SK_ISA::norm_kernels<SK_ISA::f16>()},
+    {SK_ISA::activation_kernels<float>(), SK_ISA::activation_kernels<double>(),
+     SK_ISA::activation_kernels<SK_ISA::bf16>(), SK_ISA::activation_kernels<SK_ISA::f16>()},
 };
 
 }  // namespace sparsekern

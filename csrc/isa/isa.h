@@ -1,8 +1,10 @@
 // The instruction sets that this build holds kernels for, and which of them runs.
 #pragma once
 
+#include "activation/kernels.h"
 #include "conv2d/kernels.h"
 #include "linear/kernels.h"
+#include "norm/kernels.h"
 
 namespace sparsekern {
 
@@ -12,6 +14,8 @@ struct IsaKernels {
   LinearKernels<double> linear_f64;
   Conv2dKernels<float> conv2d_f32;
   Conv2dKernels<double> conv2d_f64;
+  NormKernels norm[4];              // by DType, as are the next
+  ActivationKernels activation[4];
 };
 
 // One of each, defined by the file of that name. On processors other than x86 only the portable one exists.

@@ -6,14 +6,21 @@ The widest instruction set that the processor has is used; the environment varia
 import os
 
 from sparsekern import _C
+from sparsekern.backends._cpu_activation import gelu, gelu_backward
 from sparsekern.backends._cpu_conv2d import conv2d, conv2d_backward, conv2d_input_grad, conv2d_weight_grad
 from sparsekern.backends._cpu_linear import linear, linear_backward, linear_input_grad, linear_weight_grad
+from sparsekern.backends._cpu_norm import batch_norm, batch_norm_backward, batch_norm_inference
 
 __all__ = [
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_inference",
     "conv2d",
     "conv2d_backward",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "gelu",
+    "gelu_backward",
     "linear",
     "linear_backward",
     "linear_input_grad",

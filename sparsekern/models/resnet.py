@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sparsekern.nn import BatchNorm2d
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -25,10 +29,24 @@ class PaddedShortcut(nn.Module):
 def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Option B: a strided 1x1 convolution and its norm."""
     convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+    return nn.Sequential(convolution, BatchNorm2d(out_channels))
 
 
 SHORTCUTS = {"A": PaddedShortcut, "B": projection_shortcut}
+
+
+def blocks_by_stage(depth: int | None, stages: Sequence[int] | None) -> Sequence[int]:
+    """Blocks of each stage. Raises ValueError for sizes that there are not, and where both are given."""
+    if stages is not None:
+        if depth is not None:
+            raise ValueError(f"depth is {depth} and stages {tuple(stages)}; expected one of the two")
+        if not stages or min(stages) < 1:
+            raise ValueError(f"stages must be one number of blocks or more, each at least 1, got {tuple(stages)}")
+        return stages
+    depth = 20 if depth is None else depth
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth of a ResNet must be 6n+2 (8, 14, 20, 26, ...), got {depth}")
+    return ((depth - 2) // 6,) * 3
 
 
 class BasicBlock(nn.Module):
@@ -37,37 +55,45 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.norm1 = BatchNorm2d(out_channels, activation="relu")
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.norm2 = BatchNorm2d(out_channels, activation="relu")
         unchanged = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if unchanged else SHORTCUTS[shortcut](in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm1(self.conv1(x)).relu()
-        return (self.norm2(self.conv2(hidden)) + self.shortcut(x)).relu()
+        hidden = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(hidden), self.shortcut(x))
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem of `width` channels, three stages of n blocks at width, 2*width and 4*width, mean pooling, a head.
+    """A 3x3 stem of `width` channels, stages of blocks at width, 2*width, 4*width, ..., mean pooling, a linear head.
 
-    `depth` is 6n+2 layers (8, 14, 20, ... 56, 110). The second and third stage begin with stride 2.
+    There are three stages of n blocks for a `depth` of 6n+2 layers (8, 14, 20, ... 56, 110; 20 where nothing is said),
+    or as many as `stages` has numbers of blocks. All stages but the first begin with stride 2.
     Input (B, channels, H, W), output (B, classes).
     """
 
-    def __init__(self, channels: int, classes: int, *, width: int = 16, depth: int = 20, shortcut: str = "A") -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        width: int = 16,
+        depth: int | None = None,
+        stages: Sequence[int] | None = None,
+        shortcut: str = "A",
+    ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth of a ResNet must be 6n+2 (8, 14, 20, 26, ...), got {depth}")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut must be one of {sorted(SHORTCUTS)}, got {shortcut!r}")
         self.stem = conv3x3(channels, width)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = BatchNorm2d(width, activation="relu")
         blocks: list[nn.Module] = []
         in_channels = width
-        for stage in range(3):
+        for stage, count in enumerate(blocks_by_stage(depth, stages)):
             out_channels = width << stage
-            for block in range((depth - 2) // 6):
+            for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(BasicBlock(in_channels, out_channels, stride, shortcut))
                 in_channels = out_channels
@@ -75,11 +101,16 @@ class ResNet(nn.Module):
         self.head = nn.Linear(in_channels, classes)
         self.reset_convolutions()
 
+    @classmethod
+    def cifar18(cls, channels: int = 3, classes: int = 10) -> ResNet:
+        """ResNet-18 with a stem for small images: four stages of two blocks, 64 to 512 channels, projections."""
+        return cls(channels, classes, width=64, stages=(2, 2, 2, 2), shortcut="B")
+
     def reset_convolutions(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = self.norm(self.stem(images)).relu()
+        hidden = self.norm(self.stem(images))
         return self.head(self.blocks(hidden).mean(dim=(2, 3)))
