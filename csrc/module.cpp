@@ -8,6 +8,7 @@
 
 namespace sparsekern {
 void bind_activation(pybind11::module_& m);
+void bind_attention(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 void bind_conv2d(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("overflow", [](int value) { return value + 1; });
 #endif
   bind_activation(m);
+  bind_attention(m);
   bind_linear(m);
   bind_conv2d(m);
   bind_norm(m);

@@ -5,6 +5,7 @@
 #include "isa/isa.h"
 
 #include "activation/tile.h"
+#include "attention/tile.h"
 #include "conv2d/tile.h"
 #include "linear/tile.h"
 #include "norm/tile.h"
@@ -26,6 +27,8 @@ extern const IsaKernels SK_CONCAT(kernels_, SK_ISA) = {
      SK_ISA::norm_kernels<SK_ISA::f16>()},
     {SK_ISA::activation_kernels<float>(), SK_ISA::activation_kernels<double>(),
      SK_ISA::activation_kernels<SK_ISA::bf16>(), SK_ISA::activation_kernels<SK_ISA::f16>()},
+    {SK_ISA::attention_kernels<float>(), SK_ISA::attention_kernels<double>(),
+     SK_ISA::attention_kernels<SK_ISA::bf16>(), SK_ISA::attention_kernels<SK_ISA::f16>()},
 };
 
 }  // namespace sparsekern

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation/kernels.h"
+#include "attention/kernels.h"
 #include "conv2d/kernels.h"
 #include "linear/kernels.h"
 #include "norm/kernels.h"
@@ -16,6 +17,7 @@ struct IsaKernels {
   Conv2dKernels<double> conv2d_f64;
   NormKernels norm[4];              // by DType, as are the next
   ActivationKernels activation[4];
+  AttentionKernels attention[4];
 };
 
 // One of each, defined by the file of that name. On processors other than x86 only the portable one exists.

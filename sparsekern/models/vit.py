@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsekern.ops.attention import attention
 from sparsekern.ops.gelu import gelu
 
 POOLINGS = ("mean", "cls")
@@ -21,12 +21,7 @@ class Attention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        # Taken apart where they lie: backward puts the three gradients side by side in one copy, ready for the layer.
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.projection(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.projection(attention(self.qkv(x), self.heads))
 
 
 class Block(nn.Module):
