@@ -12,39 +12,53 @@
 namespace sparsekern {
 namespace SK_ISA {
 
+// For x < 0 the distribution function is e^(-x^2 / 2) R(|x|), R(t) being erfcx(t / sqrt 2) / 2, which is a polynomial in
+// 1 / (1 + t / 4) within 1.2e-8: so the left tail keeps its relative accuracy, which 1 + erf loses. Beyond |x| = 13,
+// where e^(-x^2 / 2) is 2e-37, next to nothing changes.
+struct NormalTail {
+  Vec<float> size, exponential, ratio;  // t = min(|x|, 13), e^(-t^2 / 2), R(t)
+};
+
+SK_INLINE NormalTail normal_tail(Vec<float> x) {
+  typedef Vec<float> V;
+  typedef typename VectorOf<float>::index Bits;
+  V t = (V)((Bits)x & 0x7fffffff);
+  t = t > 13.0f ? broadcast(13.0f) : t;
+  const V square = t * t;
+  V again = t;
+  pin(again);  // or the compiler takes both products for one
+  const V lost = again * t - square;  // with a fused multiply-add, what rounding the square took off
+  Exponent exponent = round_exponent(square, -0.721347511f);
+  exponent.rest += lost * -0.721347511f + square * -9.62981495e-9f;
+  const V u = 1.0f / (t * 0.25f + 1.0f);
+  V ratio = u * 3.469189047e-02f - 2.002066295e-01f;
+  ratio = ratio * u + 4.044472695e-01f;
+  ratio = ratio * u - 3.460498287e-01f;
+  ratio = ratio * u + 3.149615853e-01f;
+  ratio = ratio * u - 2.602999470e-02f;
+  ratio = ratio * u + 1.235355470e-01f;
+  ratio = ratio * u + 9.439315673e-02f;
+  ratio = ratio * u + 1.002813600e-01f;
+  ratio = ratio * u - 2.436193408e-05f;
+  return {t, power_of_two(exponent), ratio};
+}
+
+SK_INLINE Vec<float> normal_gelu(Vec<float> x) {
+  const NormalTail tail = normal_tail(x);
+  return (x > 0 ? x : Vec<float>{}) - tail.size * (tail.exponential * tail.ratio);
+}
+
+SK_INLINE Vec<float> normal_slope(Vec<float> x) {
+  const NormalTail tail = normal_tail(x);
+  const Vec<float> left = tail.exponential * (tail.ratio - tail.size * 0.398942280401432678f);  // that of -t
+  return x > 0 ? 1.0f - left : left;
+}
+
 // A gate s(x), so that the activation is x s(x), and its slope s'(x).
 template <class A>
 struct Gate {
   Vec<A> value, slope;
 };
-
-// The normal distribution function and its density. For x < 0 the function is the density's share e^(-x^2 / 2) R(|x|)
-// of the tail, R being erfcx(t / sqrt 2) / 2, which is a polynomial in 1 / (1 + t / 4) within 1.2e-8: the tail keeps its
-// relative accuracy, which 1 + erf loses.
-SK_INLINE Gate<float> normal_gate(Vec<float> x) {
-  typedef Vec<float> V;
-  V t = x < 0 ? -x : x;
-  t = t > 13.0f ? broadcast(13.0f) : t;  // e^(-13^2 / 2) is 2e-37: then next to nothing is left
-  const V square = t * t;
-  V again = t;
-  pin(again);  // or the compiler takes both products for one
-  const V rest = again * t - square;  // with a fused multiply-add, what rounding the square lost
-  const V e = exp_in_range(square * -0.5f) * (1.0f - rest * 0.5f);
-  const V u = 1.0f / (t * 0.25f + 1.0f);
-  V tail = u * 3.469189047e-02f - 2.002066295e-01f;
-  tail = tail * u + 4.044472695e-01f;
-  tail = tail * u - 3.460498287e-01f;
-  tail = tail * u + 3.149615853e-01f;
-  tail = tail * u - 2.602999470e-02f;
-  tail = tail * u + 1.235355470e-01f;
-  tail = tail * u + 9.439315673e-02f;
-  tail = tail * u + 1.002813600e-01f;
-  tail = tail * u - 2.436193408e-05f;
-  tail = tail * e;
-  tail = t >= 13.0f ? V{} : tail;
-  const V density = t >= 13.0f ? V{} : e * 0.398942280401432678f;
-  return {x < 0 ? tail : 1.0f - tail, density};
-}
 
 // (1 + tanh(v)) / 2 = 1 / (1 + e^(-2 v)) at v = sqrt(2 / pi) (x + 0.044715 x^3).
 SK_INLINE Gate<float> tanh_gate(Vec<float> x) {
@@ -81,21 +95,22 @@ SK_INLINE Gate<double> tanh_gate(Vec<double> x) {
   }
   return gate;
 }
+SK_INLINE Vec<double> normal_gelu(Vec<double> x) { return x * normal_gate(x).value; }
+SK_INLINE Vec<double> normal_slope(Vec<double> x) {
+  const Gate<double> gate = normal_gate(x);
+  return gate.value + x * gate.slope;
+}
 
 template <class A, bool Tanh>
 SK_INLINE Vec<A> gelu_of(Vec<A> x) {
   if constexpr (Tanh) return x * tanh_gate(x).value;
-  return x * normal_gate(x).value;
+  return normal_gelu(x);
 }
 
 template <class A, bool Tanh>
 SK_INLINE Vec<A> gelu_slope(Vec<A> x) {
-  Gate<A> gate;
-  if constexpr (Tanh) {
-    gate = tanh_gate(x);
-  } else {
-    gate = normal_gate(x);
-  }
+  if constexpr (!Tanh) return normal_slope(x);
+  const Gate<A> gate = tanh_gate(x);
   return gate.value + x * gate.slope;
 }
 

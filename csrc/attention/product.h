@@ -95,6 +95,7 @@ SK_INLINE void pack(const T* x, int64_t stride, int64_t tokens, int64_t size, A 
   for (int64_t t = 0; t < rows; ++t)
     for (int64_t i = 0; i < width; i += kLanes<A>) {
       const int64_t left = t < tokens ? size - i : 0;
+      __builtin_prefetch(x + t * stride + size + i);  // of the next head, which lies right behind
       store(out + t * width + i, load_widened<A>(x + t * stride + i, left) * scale);
     }
 }

@@ -64,12 +64,28 @@ SK_INLINE Vec<A> where_below(int64_t from, int64_t count, Vec<A> v, A other) {
   return lane < static_cast<A>(count - from) ? v : broadcast(other);
 }
 
-template <class A>
-SK_INLINE A sum_of_lanes(Vec<A> v) {
-  A sum = v[0];
-  for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
-  return sum;
+template <class A, int Step, int... I>
+SK_INLINE Vec<A> rotated(Vec<A> v, Ints<I...>) {
+  return shuffle<A, (I + Step) % kLanes<A>...>(v, v);
 }
+
+// The sum, or the highest, of all lanes, in every lane: half as many are left at each step.
+template <class A, int Step = kLanes<A> / 2>
+SK_INLINE Vec<A> sum_across(Vec<A> v) {
+  v += rotated<A, Step>(v, typename IntsTo<kLanes<A>>::type{});
+  if constexpr (Step > 1) v = sum_across<A, Step / 2>(v);
+  return v;
+}
+template <class A, int Step = kLanes<A> / 2>
+SK_INLINE Vec<A> highest_across(Vec<A> v) {
+  const Vec<A> other = rotated<A, Step>(v, typename IntsTo<kLanes<A>>::type{});
+  v = other > v ? other : v;
+  if constexpr (Step > 1) v = highest_across<A, Step / 2>(v);
+  return v;
+}
+
+inline float log_of(float x) { return logf(x); }
+inline double log_of(double x) { return log(x); }
 
 // Scores of a query become its weights but for their sum, which is returned; 0 beyond the last token.
 template <class A>
@@ -80,16 +96,15 @@ SK_INLINE A softmax_row(A* scores, int64_t tokens, A* log_sum) {
     const Vec<A> s = where_below<A>(j, tokens, load(scores + j), static_cast<A>(-INFINITY));
     high = s > high ? s : high;
   }
-  A highest = high[0];
-  for (int i = 1; i < W; ++i) highest = high[i] > highest ? high[i] : highest;
+  high = highest_across<A>(high);
   Vec<A> sums{};
   for (int64_t j = 0; j < tokens; j += W) {
-    const Vec<A> e = where_below<A>(j, tokens, exp_of_weight(load(scores + j) - highest), 0);
+    const Vec<A> e = where_below<A>(j, tokens, exp_of_weight(load(scores + j) - high), 0);
     store(scores + j, e);
     sums += e;
   }
-  const A sum = sum_of_lanes<A>(sums);
-  *log_sum = highest + static_cast<A>(log(static_cast<double>(sum)));
+  const A sum = sum_across<A>(sums)[0];
+  *log_sum = high[0] + log_of(sum);
   return sum;
 }
 
@@ -174,7 +189,7 @@ void attention_backward(const AttentionBackward& task) {
         store(w + j, e);
         dots += e * load(d + j);
       }
-      const A dot = sum_of_lanes<A>(dots);
+      const Vec<A> dot = sum_across<A>(dots);
       for (int64_t j = 0; j < head.tokens; j += W) store(d + j, load(w + j) * (load(d + j) - dot));
     }
     const bool add = begin > 0;

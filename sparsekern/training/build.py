@@ -33,15 +33,18 @@ def build_model(config: ModelConfig, data: ImageSet) -> nn.Module:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
-    """Decay pulls at the layers' weights only: a bias, a norm or an embedding has no reason to be near zero."""
+    """Decay pulls at the layers' weights only: a bias, a norm or an embedding has no reason to be near zero.
+
+    torch's fused steps: one pass over each parameter, where many small ones are mostly the calls of single operators.
+    """
     decayed, undecayed = split_parameters(model)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-    return {"adam": Adam, "adamw": AdamW}[config.name](groups, lr=config.learning_rate)
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    return {"adam": Adam, "adamw": AdamW}[config.name](groups, lr=config.learning_rate, fused=True)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
