@@ -83,7 +83,7 @@ class Pattern:
         """
         rows, cols = _checked_shape(shape)
         ccol, row = _compressed(("ccol_indices", ccol_indices, cols), ("row_indices", row_indices, rows))
-        return cls.from_stored((rows, cols), ccol, row).to(row_indices.device)
+        return cls.from_stored((rows, cols), ccol, row)._completed().to(row_indices.device)
 
     @classmethod
     def from_csr(cls, shape: tuple[int, int], crow_indices: Tensor, col_indices: Tensor) -> Pattern:
@@ -96,7 +96,7 @@ class Pattern:
         rows, cols = _checked_shape(shape)
         crow, col = _compressed(("crow_indices", crow_indices, rows), ("col_indices", col_indices, cols))
         ccol, row, _ = _transpose(crow, col, cols)
-        return cls.from_stored((rows, cols), ccol, row).to(col_indices.device)
+        return cls.from_stored((rows, cols), ccol, row)._completed().to(col_indices.device)
 
     @classmethod
     def from_coo(cls, shape: tuple[int, int], rows: Tensor, cols: Tensor) -> Pattern:
@@ -162,17 +162,25 @@ class Pattern:
         if repeated >= 0:
             col_at, row_at = divmod(int(keys[repeated]), rows)
             raise ValueError(f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct")
-        return cls.from_stored(shape, ccol, row)
+        return cls.from_stored(shape, ccol, row)._completed()
 
     @classmethod
     def from_stored(cls, shape: tuple[int, int], ccol_indices: Tensor, row_indices: Tensor) -> Pattern:
-        """Wraps a CSC pair on the CPU that is known to be good, without a check."""
+        """Wraps a CSC pair on the CPU that is known to be good, without a check.
+
+        What is by row is derived when it is first asked for, which candidates of an update never are.
+        """
         pattern = object.__new__(cls)
         pattern.shape = shape
         pattern.ccol_indices = ccol_indices
         pattern.row_indices = row_indices
         _remember(_checked_pairs, (ccol_indices, row_indices), shape[0])
         return pattern
+
+    def _completed(self) -> Pattern:
+        # Now, not at the first use: that may be inside a transform or a trace, whose tensors have no memory.
+        self.crow_indices  # noqa: B018
+        return self
 
     def __getattr__(self, name: str) -> Tensor:
         # Reached where a slot is empty: the derived arrays of a pattern that was made from the stored ones.

@@ -204,3 +204,41 @@ def test_the_environment_chooses_the_instruction_set():
     code, _, error = imported_isa("mmx")
     assert code != 0
     assert "SPARSEKERN_ISA is 'mmx'; expected one of" in error
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 20, 50])
+def test_values_met_again_give_the_same_bits_and_new_ones_are_seen(isa, threads, tokens):
+    torch.manual_seed(2)
+    problem = Problem(tokens, 2200, 90, 0.4)
+    x, w, topology = problem.x, problem.w, problem.topology
+    first = cpu.linear(x, w, problem.bias, *topology)
+    for _ in range(3):
+        assert torch.equal(cpu.linear(x, w, problem.bias, *topology), first)
+    before = w.clone()
+    w.data[7] = 3.0  # torch does not count this write
+    changed = cpu.linear(x, w, problem.bias, *topology)
+    assert_close({"y": changed}, {"y": reference.linear(x, w, problem.bias, *topology)}, 1e-5)
+    assert not torch.equal(changed, first)
+    w.copy_(before)
+    assert torch.equal(cpu.linear(x, w, problem.bias, *topology), first)
+
+
+def test_every_half_precision_value_passes_unchanged(isa):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    topology = Pattern.from_mask(torch.eye(16, dtype=torch.bool)).tensors()
+    for dtype in (torch.bfloat16, torch.float16):
+        x = bits.view(dtype).view(-1, 16)
+        y = cpu.linear(x, torch.ones(16), None, *topology)
+        known = ~x.isnan()
+        assert torch.equal(y[known], x[known])  # -0 and 0 are equal, sums begin with 0
+        assert y[~known].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_are_rounded_as_torch_rounds(isa, dtype):
+    torch.manual_seed(3)
+    topology = Pattern.from_mask(torch.eye(32, dtype=torch.bool)).tensors()
+    x = (torch.randn(300, 32) * torch.logspace(-12, 4, 300).unsqueeze(1)).to(dtype)
+    w = torch.randn(32)
+    expected = (x.float() * w).to(dtype)
+    assert torch.equal(cpu.linear(x, w, None, *topology), expected)

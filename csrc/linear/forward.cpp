@@ -25,12 +25,11 @@ struct Forward {
       const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
       return by_row(edges, *order, tiles, order->packed_indices(), reader.packed(*order, t.nnz, scratch));
     }
-    if (tokens == 1) return by_column();
-    if (const auto kept = kept_values(edges, reader))
-      return by_row(edges, EdgeOrder(edges, {t.columns, false}), tiles, edges.indices, kept->data());
     if (tokens <= k.lanes) return by_column();
     const Visit visit{tiling.panel, false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
+    // Panels and order are the same with kept values as without, and so are the bits of the result.
+    if (const auto kept = kept_values(edges, reader)) return by_row(edges, *order, tiles, edges.indices, kept->data());
     const Chunks chunks(*this, edges, *order);
     by_row(edges, *order, tiles, nullptr, nullptr, [&](const LinearForwardTask<A>& task, int64_t thread) {
       chunks.run(task, reader, thread);
