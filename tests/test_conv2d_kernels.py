@@ -23,10 +23,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def tiny_tiles():
-    """Little enough working memory that images are worked on in bands of a few rows, and threads always."""
-    before = _C.conv2d_exchange_limits((2000, 1))
+# Tile elements, work of a thread, bytes of a row tile and of a panel, edges in a panel, and in one of lanes: little
+# enough that images are worked on in bands of a few rows and in many panels of channels, and by threads always.
+LIMITS = {
+    "rows": [2000, 1, 8000, 200, 0, 1 << 40],
+    "rows, forward in lanes": [2000, 1, 8000, 200, 0, 0],
+    "lanes": [2000, 1, 0, 200, 0, 0],
+}
+
+
+@pytest.fixture(params=LIMITS)
+def tiny_tiles(request):
+    before = _C.conv2d_exchange_limits(LIMITS[request.param])
     yield
     _C.conv2d_exchange_limits(before)
 
@@ -140,6 +148,8 @@ NAMED = {
     "padding beyond kernel": ((2, 2), (1, 1), (5, 4), (1, 1), 1, (18, 3, 3, 3), 4),
     "single image": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 8, 32, 32), 8),
     "wide": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 3, 5, 70), 4),
+    "wider than a block": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 3, 3, 300), 4),
+    "1x1 of several blocks": ((1, 1), (1, 1), (0, 0), (1, 1), 1, (2, 3, 17, 29), 40),
     "no image": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (0, 8, 6, 6), 8),
 }
 
@@ -196,8 +206,15 @@ def test_random_geometries(dtype, isa):
 def test_bands_of_rows_and_threads(threads, tiny_tiles, isa):
     for name in NAMED:
         named_problem(name).check(threads)
-    for seed in range(30):
+    for seed in range(12):
         random_problem(5000 * threads + seed).check(threads)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["3x3", "1x1 direct", "depthwise", "24 wide"])
+def test_panels_of_any_dtype(name, dtype, density, tiny_tiles):
+    named_problem(name, dtype, density).check(2)
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd", "1x1 direct", "single image"])
@@ -216,18 +233,25 @@ def test_inputs_of_any_strides(name):
     assert_near(problem.results(cpu)["dw"], problem.results(reference)["dw"], "expanded grad")
 
 
-@pytest.mark.parametrize("tiles", ["large", "tiny"])
-@pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_same_bits_each_time(threads, name, tiles, request):
-    if tiles == "tiny":
-        request.getfixturevalue("tiny_tiles")
+def check_same_bits(threads, name):
     problem = named_problem(name)
     first = problem.results(cpu, threads)
     for _ in range(3):
         named_problem("dilated").results(cpu, threads)  # leaves other values in the working memory
         for key, result in problem.results(cpu, threads).items():
             assert torch.equal(result, first[key]), key
+
+
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_each_time(threads, name):
+    check_same_bits(threads, name)
+
+
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_each_time_in_tiny_tiles(threads, name, tiny_tiles):
+    check_same_bits(threads, name)
 
 
 def test_working_memory_left_by_others_does_not_show():

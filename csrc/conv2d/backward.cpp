@@ -11,17 +11,18 @@ class Backward : Call<A> {
   using Call<A>::kernels;
 
  public:
-  Backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
+  Backward(const Conv2dShape& given, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
            const int32_t* row, TensorRef x_grad, TensorRef values_grad)
-      : Call<A>(shape, edges), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
+      : Call<A>(given, edges), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
         ccol_(this->pointers(ccol, shape.columns() + 1)), row_(row), planes_(shape.channels * shape.classes()) {
     weights_ = x_grad.data ? this->widened(values, edge_count, kWeights) : nullptr;
     edges_ = this->template get<Edge<A>>(kEdges, edge_count);
     starts_ = this->template get<int64_t>(kStarts, planes_ + 1);
+    places_ = starts_;
     starts_[0] = 0;
     for (int64_t p = 0; p < planes_; ++p) {
       starts_[p + 1] = starts_[p];
-      for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+      for_segments(p, 0, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
         starts_[p + 1] += end - begin;
       });
     }
@@ -30,7 +31,8 @@ class Backward : Call<A> {
   void run() {
     const int64_t row_elements = shape.x.extent() * (planes_ + shape.out_channels);
     const std::vector<Batch> batches = make_batches(shape, shape.y.extent(), row_elements, kernels.lanes,
-                                                    this->direct(grad_.dtype), this->limit.tile_elements);
+                                                    this->in_rows, this->tile_elements());
+    if (!batches.empty()) place_edges(batches[0]);
     // Sums of each team's own may take as much memory as the activations, together.
     const bool own_sums_fit =
         !values_grad_.data || edge_count * this->threads <= shape.batch * this->activations();
@@ -49,25 +51,23 @@ class Backward : Call<A> {
   }
 
  private:
-  // The edges of input plane p = class * channels + channel: for each tap of its class, the part of the tap's column
-  // that belongs to the channel's group. Calls body(begin, end, tap of y, tap of x).
+  // The edges of input plane p = class * channels + channel in a panel: for each tap of its class, the part of the
+  // tap's column that belongs to the channel's group and the panel. Calls body(begin, end, tap of y, tap of x).
   template <class Body>
-  void for_segments(int64_t p, const Body& body) const {
+  void for_segments(int64_t p, int64_t panel, const Body& body) const {
     const int64_t cls = p / shape.channels, channel = p % shape.channels;
-    const int64_t group = channel / shape.group_channels();
+    const int64_t first_row = channel / shape.group_channels() * shape.group_out_channels();
+    const Span rows = intersect({first_row, first_row + shape.group_out_channels()},
+                                {first_row + panel * panels_.channels, first_row + (panel + 1) * panels_.channels});
     int64_t column = channel % shape.group_channels() * shape.taps();
     for (const Axis::Tap& r : shape.y.taps) {
       for (const Axis::Tap& s : shape.x.taps) {
         if (r.cls * shape.x.classes() + s.cls == cls) {
           int64_t begin = ccol_[column], end = ccol_[column + 1];
-          if (shape.groups > 1) {
-            const int32_t* rows = row_;
-            const auto first_of = [&](int64_t g) {
-              return std::lower_bound(rows + begin, rows + end, g * shape.group_out_channels()) - rows;
-            };
-            const int64_t group_begin = first_of(group);
-            end = first_of(group + 1);
-            begin = group_begin;
+          if (rows.length() < shape.out_channels) {
+            const int32_t* from = std::lower_bound(row_ + begin, row_ + end, rows.begin);
+            end = std::lower_bound(from, row_ + end, rows.end) - row_;
+            begin = from - row_;
           }
           body(begin, end, r, s);
         }
@@ -76,36 +76,75 @@ class Backward : Call<A> {
     }
   }
 
+  // Chooses the panels, the same for all batches as their sums are, and places the edges panel by panel: those of
+  // plane i in panel p at places_[p * planes + i].
+  void place_edges(const Batch& batch) {
+    // A lane tile's edge reads whole lines once for two products: the second level cache keeps up with that.
+    if (batch.tiles.empty() || batch.kind == TileKind::lane) return;
+    const Planes planes = Planes::backward(shape, batch, kernels.lanes, false);
+    int64_t window = 1;
+    for (int64_t cls = 0; cls < shape.classes(); ++cls)
+      window = std::max(window, planes.window(planes.backward_blocks(batch.tiles[0], cls, kernels.backward_vectors)));
+    panels_ = this->panels(shape.group_out_channels(), window, planes_);
+    if (panels_.count == 1) return;
+    int64_t* places = this->template get<int64_t>(kPlaces, panels_.count * planes_ + 1);
+    int64_t place = 0;
+    for (int64_t panel = 0; panel < panels_.count; ++panel) {
+      for (int64_t p = 0; p < planes_; ++p) {
+        places[panel * planes_ + p] = place;
+        for_segments(p, panel, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+          place += end - begin;
+        });
+      }
+    }
+    places[panels_.count * planes_] = place;
+    places_ = places;
+  }
+
+  // Calls body(place, begin, end, tap of y, tap of x) for the runs of edges of input plane p: where a run is placed
+  // and which of the stored edges it is.
+  template <class Body>
+  void for_runs(int64_t p, const Body& body) const {
+    for (int64_t panel = 0; panel < panels_.count; ++panel) {
+      int64_t place = places_[panel * planes_ + p];
+      for_segments(p, panel, [&](int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
+        body(place, begin, end, r, s);
+        place += end - begin;
+      });
+    }
+  }
+
   void fill_edges(const Planes& planes) {
     const int64_t grad_plane = planes.grad_size * planes.unit;
     check_offsets(grad_plane * shape.out_channels + planes.slack());
-    parallel_tasks(edge_tasks(), [&](int64_t task) {
-      const Span mine = share_of_rows(starts_, planes_, task, edge_tasks());
+    parallel_tasks(this->edge_tasks(), [&](int64_t task) {
+      const Span mine = share_of_rows(starts_, planes_, task, this->edge_tasks());
       for (int64_t p = mine.begin; p < mine.end; ++p) {
-        Edge<A>* edge = edges_ + starts_[p];
-        for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
+        for_runs(p, [&](int64_t place, int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
           const int64_t start = (planes.margin - r.shift * planes.pitch - s.shift) * planes.unit;
           for (int64_t k = begin; k < end; ++k)
-            *edge++ = {static_cast<int32_t>(start + row_[k] * grad_plane), weights_ ? weights_[k] : A(0)};
+            edges_[place++] = {static_cast<int32_t>(start + row_[k] * grad_plane), weights_ ? weights_[k] : A(0)};
         });
       }
     });
   }
 
-  int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : this->threads; }
-
   void run_batch(const Batch& batch, Teams teams, A* sums) {
-    const Planes planes = Planes::backward(shape, batch, kernels.lanes);
+    const bool in_place = batch.kind == TileKind::row && this->reads_in_place(grad_.dtype, shape.out_channels);
+    const Planes planes = Planes::backward(shape, batch, kernels.lanes, in_place);
     fill_edges(planes);
     const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
-    const bool direct = batch.kind == TileKind::direct;
-    const int64_t in_size = direct ? 0 : planes_ * planes.input_size * planes.unit + planes.slack();
-    const int64_t grad_size = direct ? 0 : shape.out_channels * planes.grad_size * planes.unit + planes.slack();
-    // A lane tile's blocks cover exactly the pixels, so the gradient can take the input's place.
+    int64_t in_size = planes_ * planes.input_size * planes.unit + planes.slack();
+    if (batch.kind == TileKind::row) in_size = converts() ? shape.channels * shape.pixels() : 0;
+    const int64_t grad_size = in_place ? 0 : shape.out_channels * planes.grad_size * planes.unit + planes.slack();
+    // But for flat tiles, blocks cover exactly the pixels, so the gradient can take the input's place.
     const int64_t out_size = batch.kind == TileKind::flat && x_grad_.data ? in_size : 0;
+    const int64_t waiting_size =
+        panels_.count > 1 && x_grad_.data ? planes_ * kernels.backward_vectors * kernels.lanes : 0;
     A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
     A* grads = this->template get<A>(kGradPlanes, grad_size * teams.count);
     A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
+    A* waiting = this->template get<A>(kSums, waiting_size * teams.count);
     parallel_tasks(teams.count, [&](int64_t team) {
       const Span mine = share(tiles, team, teams.count);
       A* input = inputs + in_size * team;
@@ -113,71 +152,89 @@ class Backward : Call<A> {
         const Tile& tile = batch.tiles[t];
         const bool clear = t == mine.begin || !same_layout(tile, batch.tiles[t - 1]);
         run_tile(planes, tile, clear, teams.size, input, grads + grad_size * team,
-                 out_size ? outputs + out_size * team : input, sums + edge_count * team);
+                 out_size ? outputs + out_size * team : input, waiting + waiting_size * team,
+                 sums + edge_count * team);
       }
     });
   }
 
+  // Row tiles: whether the tensors' elements are not those that kernels work on.
+  bool converts() const { return grad_.dtype != this->native(); }
+
   void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* grad, A* output,
-                A* sums) {
+                A* waiting, A* sums) {
     const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
     const Mover<A> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
                       shape.batch * shape.channels * shape.pixels() > kStreamElements};
     const Mover<A> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit, false};
+    const bool row = planes.kind == TileKind::row;
+    const int64_t image = tile.images.begin;
+    // The input's rows that a row tile works on.
+    const Span rows = shape.y.positions(tile.rows);
+    if (planes.in_place) grad = dy.template image<A>(image);
+    if (row && !converts()) {
+      if (values_grad_.data) input = x.template image<A>(image);
+      if (x_grad_.data) output = dx.template image<A>(image);
+    }
     Layout layout;
-    if (planes.kind == TileKind::direct) {
-      const int64_t image = tile.images.begin;
-      grad = reinterpret_cast<A*>(dy.at(image * dy.image_stride()));
-      if (values_grad_.data) input = reinterpret_cast<A*>(x.at(image * x.image_stride()));
-      if (x_grad_.data) output = reinterpret_cast<A*>(dx.at(image * dx.image_stride()));
-    } else {
-      layout = planes.input(tile, tile.rows);
-      const Layout grad_layout = planes.grad(tile);
-      parallel_tasks(workers, [&](int64_t worker) {
-        const Span outs = share(shape.out_channels, worker, workers);
+    if (!row) layout = planes.input(tile, tile.rows);
+    const Layout grad_layout = planes.grad(tile);
+    parallel_tasks(workers, [&](int64_t worker) {
+      const Span outs = share(shape.out_channels, worker, workers);
+      if (!planes.in_place) {
         if (clear) dy.clear_gaps(grad_layout, outs, grad);
         dy.pack(grad_layout, tile, outs, grad);
-        if (!values_grad_.data) return;
-        const Span channels = share(shape.channels, worker, workers);
-        if (clear) x.clear_gaps(layout, channels, input);
-        x.pack(layout, tile, channels, input);
-      });
-    }
+      }
+      if (!values_grad_.data) return;
+      const Span channels = share(shape.channels, worker, workers);
+      if (row) {
+        if (converts()) x.widen_rows(image, channels, rows, shape.x.size, input);
+        return;
+      }
+      // A lane tile's blocks cover exactly the pixels.
+      if (clear && planes.kind == TileKind::flat) x.clear_gaps(layout, channels, input);
+      x.pack(layout, tile, channels, input);
+    });
     const auto& table = !values_grad_.data ? kernels.input_grad
                         : !x_grad_.data    ? kernels.weight_grad
                                            : kernels.backward;
     parallel_tasks(workers, [&](int64_t worker) {
       const Span mine = share_of_rows(starts_, planes_, worker, workers);
       for (int64_t cls = 0; cls < shape.classes(); ++cls) {
-        const Span rows = intersect(mine, {cls * shape.channels, (cls + 1) * shape.channels});
-        if (rows.length() == 0) continue;
-        const BackwardArgs<A> args{input, output, planes.input_size * planes.unit, grad,
-                                   {edges_, starts_}, rows.begin, rows.end, sums};
-        for (const Block& block : planes.backward_blocks(tile, cls, kernels.backward_vectors))
-          table[block.rows_log2][block.width](args, block);
+        const Span planes_here = intersect(mine, {cls * shape.channels, (cls + 1) * shape.channels});
+        if (planes_here.length() == 0) continue;
+        const BackwardArgs<A> args{input, output, row ? shape.pixels() : planes.input_size * planes.unit, grad,
+                                   planes_here.begin, planes_here.end, sums, row && !converts() && dx.stream};
+        for (const Block& block : planes.backward_blocks(tile, cls, kernels.backward_vectors)) {
+          for (int64_t p = 0; p < panels_.count; ++p) {
+            const ChannelPanel<A> panel{{edges_, places_ + p * planes_}, waiting, p == 0, p + 1 == panels_.count};
+            table[block.rows_log2][block.width](args, panel, block);
+          }
+        }
       }
     });
-    if (x_grad_.data && planes.kind != TileKind::direct) {
-      parallel_tasks(workers, [&](int64_t worker) {
-        dx.unpack(layout, tile, share(shape.channels, worker, workers), output);
-      });
-    }
+    if (!x_grad_.data || (row && !converts())) return;
+    parallel_tasks(workers, [&](int64_t worker) {
+      const Span channels = share(shape.channels, worker, workers);
+      if (row) dx.narrow_rows(image, channels, rows, shape.x.size, output);
+      else dx.unpack(layout, tile, channels, output);
+    });
   }
 
   // Adds up the teams' sums, always in the same order, and puts them where the values are stored.
   void store_values_grad(A* sums, int64_t teams) {
     const int d = static_cast<int>(values_grad_.dtype);
-    parallel_tasks(edge_tasks(), [&](int64_t task) {
-      const Span mine = share_of_rows(starts_, planes_, task, edge_tasks());
-      const int64_t first = starts_[mine.begin], end = starts_[mine.end];
-      for (int64_t team = 1; team < teams; ++team)
-        for (int64_t k = first; k < end; ++k) sums[k] += sums[team * edge_count + k];
+    if (teams > 1)
+      parallel_ranges(edge_count, 1 << 15, [&](int64_t begin, int64_t end) {
+        for (int64_t team = 1; team < teams; ++team)
+          for (int64_t k = begin; k < end; ++k) sums[k] += sums[team * edge_count + k];
+      });
+    parallel_tasks(this->edge_tasks(), [&](int64_t task) {
+      const Span mine = share_of_rows(starts_, planes_, task, this->edge_tasks());
       for (int64_t p = mine.begin; p < mine.end; ++p) {
-        const A* from = sums + starts_[p];
-        for_segments(p, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+        for_runs(p, [&](int64_t place, int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
           char* to = static_cast<char*>(values_grad_.data) + begin * size_of(values_grad_.dtype);
-          kernels.narrow[d](from, end - begin, 1, to);
-          from += end - begin;
+          kernels.narrow[d](sums + place, end - begin, 1, to);
         });
       }
     });
@@ -189,7 +246,9 @@ class Backward : Call<A> {
   int64_t planes_;  // of the input: channels x classes
   const A* weights_;
   Edge<A>* edges_;
-  int64_t* starts_;
+  int64_t* starts_;         // edges of the planes before each
+  Panels panels_{1, shape.out_channels};
+  const int64_t* places_;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "conv2d/conv2d.h"
 #include "conv2d/kernels.h"
 #include "conv2d/layout.h"
+#include "conv2d/panels.h"
 #include "isa/isa.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -25,7 +26,8 @@ inline const Conv2dKernels<A>& kernels_of(const IsaKernels& isa) {
 
 // Slots of the calling thread's scratch.
 enum Slot : size_t {
-  kPointers, kWeights, kEdges, kStarts, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes, kPartials,
+  kPointers, kWeights, kEdges, kStarts, kCuts, kPlaces, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes,
+  kPartials, kSums,
 };
 
 // What a row costs besides its edges, in edges.
@@ -36,14 +38,15 @@ constexpr int64_t kElementCost = 4;
 // Every call's view of its tensors, memory and threads.
 template <class A>
 struct Call {
-  const Conv2dShape& shape;
+  const Conv2dShape shape;
   const int64_t edge_count;
   const Conv2dKernels<A>& kernels = kernels_of<A>(active_isa());
   Scratch& scratch = Scratch::of_this_thread();
   const Conv2dLimits limit = conv2d_limits;
+  const bool in_rows = limit.cache_bytes > 0 && rows_fill_vectors(shape, kernels.lanes);
   int64_t threads;
 
-  Call(const Conv2dShape& shape, int64_t edges) : shape(shape), edge_count(edges) {
+  Call(const Conv2dShape& shape, int64_t edges) : shape(shape.flattened()), edge_count(edges) {
     const int64_t work = shape.batch * (edges * shape.out_pixels() + kElementCost * activations());
     threads = std::clamp<int64_t>(work / limit.thread_work, 1, num_threads());
   }
@@ -78,11 +81,23 @@ struct Call {
 
   static DType native() { return std::is_same_v<A, float> ? DType::f32 : DType::f64; }
 
-  bool direct(DType activations) const {
-    const auto plain = [](const Axis& axis) {
-      return axis.taps.size() == 1 && axis.stride == 1 && axis.padding == 0;
-    };
-    return plain(shape.y) && plain(shape.x) && activations == native() && shape.pixels() >= 4 * kernels.lanes;
+  int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : threads; }
+
+  Panels panels(int64_t group_channels, int64_t window, int64_t rows) const {
+    return Panels::of(group_channels, window * int64_t{sizeof(A)}, edge_count / std::max<int64_t>(1, rows),
+                      limit.panel_bytes, limit.panel_edges);
+  }
+
+  // Whether a row tile takes the operand that its edges shift as it lies in the tensor. Even without borders a copy
+  // pays while it stays in the second level cache: it is read in order, and its vectors are aligned.
+  bool reads_in_place(DType dtype, int64_t channels) const {
+    return shape.y.plain() && shape.x.plain() && dtype == native() &&
+           channels * shape.pixels() * int64_t{sizeof(A)} > limit.cache_bytes / 2 * 3;
+  }
+
+  // Elements of working memory for a tile: a row tile's should stay in the second level cache.
+  int64_t tile_elements() const {
+    return in_rows ? std::min(limit.tile_elements, limit.cache_bytes / int64_t{sizeof(A)}) : limit.tile_elements;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cache.h"
 #include "conv2d/geometry.h"
 #include "dtype.h"
 
@@ -21,8 +22,12 @@ struct IndexRef {
 
 // What a tile and a thread are given. Tests make these small to see many tiles and threads on small tensors.
 struct Conv2dLimits {
-  int64_t tile_elements = int64_t{8} << 20;   // of working memory, at most where rows of pixels allow
-  int64_t thread_work = int64_t{1} << 18;     // multiply-adds, at least
+  int64_t tile_elements = int64_t{8} << 20;       // of working memory, at most where rows of pixels allow
+  int64_t thread_work = int64_t{1} << 18;         // multiply-adds, at least
+  int64_t cache_bytes = caches().second / 8 * 5;  // of working memory of a row tile; 0: no row tiles
+  int64_t panel_bytes = caches().first / 4 * 3;   // of what a block meets of a panel
+  int64_t panel_edges = 6;                        // of a row in a panel, at least
+  int64_t lane_panel_edges = 8;                   // likewise, for lane tiles where row tiles could be
 };
 // Sets the limits of the calls that follow and returns those before.
 Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits);

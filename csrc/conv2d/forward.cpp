@@ -13,17 +13,16 @@ class Forward : Call<A> {
   using Call<A>::kernels;
 
  public:
-  Forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
+  Forward(const Conv2dShape& given, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
           const int32_t* col, IndexRef permutation, TensorRef y)
-      : Call<A>(shape, edges), x_(x), y_(y), crow_(this->pointers(crow, shape.out_channels + 1)), col_(col),
-        permutation_(permutation) {
-    const int64_t rows = shape.out_channels;
+      : Call<A>(given, edges), x_(x), y_(y), rows_(shape.out_channels),
+        crow_(this->pointers(crow, rows_ + 1)), col_(col), permutation_(permutation) {
     weights_ = this->widened(values, edge_count, kWeights);
     if (bias.data) {
-      bias_ = this->widened(bias, rows, kBias);
+      bias_ = this->widened(bias, rows_, kBias);
     } else {
-      A* zeros = this->template get<A>(kBias, rows);
-      std::fill_n(zeros, rows, A(0));
+      A* zeros = this->template get<A>(kBias, rows_);
+      std::fill_n(zeros, rows_, A(0));
       bias_ = zeros;
     }
     edges_ = this->template get<Edge<A>>(kEdges, edge_count);
@@ -31,31 +30,56 @@ class Forward : Call<A> {
 
   void run() {
     const int64_t row_elements = shape.x.extent() * shape.channels * shape.classes();
-    const std::vector<Batch> batches = make_batches(shape, shape.y.out, row_elements, kernels.lanes,
-                                                    this->direct(x_.dtype), this->limit.tile_elements);
+    const std::vector<Batch> batches =
+        make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->in_rows && !lanes_pay(row_elements),
+                     this->tile_elements());
     for (const Batch& batch : batches) {
-      const Planes planes = Planes::forward(shape, batch, kernels.lanes);
+      const bool in_place = batch.kind == TileKind::row && this->reads_in_place(x_.dtype, shape.channels);
+      const Planes planes = Planes::forward(shape, batch, kernels.lanes, in_place);
+      panels_ = choose_panels(planes, batch);
       if (permutation_.is_64) fill_edges<int64_t>(planes);
       else fill_edges<int32_t>(planes);
       const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
       const Teams teams = Teams::of(tiles, this->threads, true);
       const int64_t in_planes = shape.channels * shape.classes() * planes.input_size;
-      const int64_t in_size = batch.kind == TileKind::direct ? 0 : in_planes * planes.unit + planes.slack();
-      const int64_t out_size = batch.kind == TileKind::flat ? shape.out_channels * planes.out_size : 0;
+      const int64_t in_size = in_place ? 0 : in_planes * planes.unit + planes.slack();
+      int64_t out_size = 0;
+      if (batch.kind == TileKind::flat) out_size = rows_ * planes.out_size;
+      if (batch.kind == TileKind::row && y_.dtype != this->native()) out_size = rows_ * shape.out_pixels();
+      const int64_t sums_size = panels_.count > 1 ? rows_ * kernels.forward_vectors * kernels.lanes : 0;
       A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
       A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
+      A* sums = this->template get<A>(kSums, sums_size * teams.count);
       parallel_tasks(teams.count, [&](int64_t team) {
         const Span mine = share(tiles, team, teams.count);
         for (int64_t t = mine.begin; t < mine.end; ++t) {
           const Tile& tile = batch.tiles[t];
           const bool clear = t == mine.begin || !same_layout(tile, batch.tiles[t - 1]);
-          run_tile(planes, tile, clear, teams.size, inputs + in_size * team, outputs + out_size * team);
+          run_tile(planes, tile, clear, teams.size, inputs + in_size * team, outputs + out_size * team,
+                   sums + sums_size * team);
         }
       });
     }
   }
 
  private:
+  // Whether rows have so many edges that lane tiles, whose vectors are all aligned, win over row tiles, which have no
+  // transposition: where enough of them fall into each of the lane tiles' panels.
+  bool lanes_pay(int64_t row_elements) const {
+    if (shape.batch < kernels.lanes) return false;
+    const Batch batch = make_batches(shape, shape.y.out, row_elements, kernels.lanes, false,
+                                     this->limit.tile_elements)[0];
+    const Planes planes = Planes::forward(shape, batch, kernels.lanes, false);
+    const Panels panels = choose_panels(planes, batch);
+    return panels.count > 1 && edge_count >= rows_ * panels.count * this->limit.lane_panel_edges;
+  }
+
+  Panels choose_panels(const Planes& planes, const Batch& batch) const {
+    if (batch.tiles.empty()) return {1, 1};
+    const int64_t window = planes.window(planes.forward_blocks(batch.tiles[0], kernels.forward_vectors));
+    return this->panels(shape.group_channels(), window * shape.classes(), rows_);
+  }
+
   template <class Index>
   void fill_edges(const Planes& planes) {
     const int64_t plane = planes.input_size * planes.unit;
@@ -68,29 +92,48 @@ class Forward : Call<A> {
           column_offset[column++] = static_cast<int32_t>(
               ((r.cls * shape.x.classes() + s.cls) * shape.channels + c) * plane +
               (r.shift * planes.pitch + s.shift) * planes.unit);
+    place_edges();
     const Index* permutation = static_cast<const Index*>(permutation_.data);
-    parallel_tasks(edge_tasks(), [&](int64_t task) {
-      const Span mine = share_of_rows(crow_, shape.out_channels, task, edge_tasks());
+    parallel_tasks(this->edge_tasks(), [&](int64_t task) {
+      const Span mine = share_of_rows(crow_, rows_, task, this->edge_tasks());
       for (int64_t o = mine.begin; o < mine.end; ++o) {
         const int64_t group = o / shape.group_out_channels();
         const int32_t start = static_cast<int32_t>(group * shape.group_channels() * plane);
-        for (int64_t j = crow_[o]; j < crow_[o + 1]; ++j)
-          edges_[j] = {start + column_offset[col_[j]], weights_[permutation[j]]};
+        int64_t j = crow_[o];
+        for (int64_t p = o; p < panels_.count * rows_; p += rows_)
+          for (int64_t place = places_[p]; place < places_[p + 1]; ++place, ++j)
+            edges_[place] = {start + column_offset[col_[j]], weights_[permutation[j]]};
       }
     });
   }
 
-  int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : this->threads; }
+  // Rows' edges lie panel by panel: those of row o in panel p at places_[p * rows + o].
+  void place_edges() {
+    if (panels_.count == 1) {
+      places_ = crow_;
+      return;
+    }
+    int64_t* places = this->template get<int64_t>(kPlaces, panels_.count * rows_ + 1);
+    for (int64_t o = 0; o < rows_; ++o) {
+      const int32_t *from = col_ + crow_[o], *end = col_ + crow_[o + 1];
+      for (int64_t p = 0; p < panels_.count; ++p) {
+        const int32_t* to = std::lower_bound(from, end, (p + 1) * panels_.channels * shape.taps());
+        places[p * rows_ + o + 1] = to - from;
+        from = to;
+      }
+    }
+    places[0] = 0;
+    for (int64_t i = 0; i < panels_.count * rows_; ++i) places[i + 1] += places[i];
+    places_ = places;
+  }
 
-  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* output) {
+  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* output, A* sums) {
     const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
-    const Mover<A> y{kernels, y_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit,
-                     shape.batch * shape.out_channels * shape.out_pixels() > kStreamElements};
-    const int d = static_cast<int>(y_.dtype);
-    Sink<A> sink{};
-    if (planes.kind == TileKind::direct) {
-      input = reinterpret_cast<A*>(x.at(tile.images.begin * x.image_stride()));
-      sink = {nullptr, y.at(tile.images.begin * y.image_stride()), y.pixels, 0, 1, false};
+    const Mover<A> y{kernels, y_, rows_, shape.out_pixels(), planes.kind, planes.unit,
+                     shape.batch * rows_ * shape.out_pixels() > kStreamElements};
+    const int64_t image = tile.images.begin;
+    if (planes.in_place) {
+      input = x.template image<A>(image);
     } else {
       const Layout layout = planes.input(tile, {tile.rows.begin, tile.rows.end + shape.y.reach});
       parallel_tasks(workers, [&](int64_t worker) {
@@ -98,31 +141,44 @@ class Forward : Call<A> {
         if (clear) x.clear_gaps(layout, channels, input);
         x.pack(layout, tile, channels, input);
       });
-      if (planes.kind == TileKind::flat) sink = {nullptr, output, planes.out_size, 0, 1, false};
-      else sink = {kernels.put_lanes[d], y.at(tile.images.begin * y.image_stride()), y.pixels, y.image_stride(),
-                   static_cast<int>(tile.images.length()), y.stream};
     }
+    const bool row = planes.kind == TileKind::row;
+    const bool converts = row && y_.dtype != this->native();
+    Sink<A> sink{nullptr, output, row ? y.pixels : planes.out_size, 0, 1, false};
+    if (row && !converts) sink = {nullptr, y.at(image * y.image_stride()), y.pixels, 0, 1, y.stream};
+    if (planes.kind == TileKind::lane)
+      sink = {kernels.put_lanes[static_cast<int>(y_.dtype)], y.at(image * y.image_stride()), y.pixels,
+              y.image_stride(), static_cast<int>(tile.images.length()), y.stream};
     const std::vector<Block> blocks = planes.forward_blocks(tile, kernels.forward_vectors);
     parallel_tasks(workers, [&](int64_t worker) {
-      const Span rows = share_of_rows(crow_, shape.out_channels, worker, workers);
-      const ForwardArgs<A> args{input, {edges_, crow_}, rows.begin, rows.end, bias_, sink};
-      for (const Block& block : blocks) kernels.forward[block.rows_log2][block.width](args, block);
+      const Span rows = share_of_rows(crow_, rows_, worker, workers);
+      const ForwardArgs<A> args{input, rows.begin, rows.end, bias_, sink};
+      for (const Block& block : blocks) {
+        for (int64_t p = 0; p < panels_.count; ++p) {
+          const ChannelPanel<A> panel{{edges_, places_ + p * rows_}, sums, p == 0, p + 1 == panels_.count};
+          kernels.forward[block.rows_log2][block.width](args, panel, block);
+        }
+      }
+      if (converts) y.narrow_rows(tile.images.begin, rows, tile.rows, shape.x.out, output);
     });
     if (planes.kind == TileKind::flat) {
       const Layout layout = planes.output(tile);
       parallel_tasks(workers, [&](int64_t worker) {
-        y.unpack(layout, tile, share(shape.out_channels, worker, workers), output);
+        y.unpack(layout, tile, share(rows_, worker, workers), output);
       });
     }
   }
 
   TensorRef x_, y_;
+  int64_t rows_;  // output channels
   const int64_t* crow_;
   const int32_t* col_;
   IndexRef permutation_;
   const A* weights_;
   const A* bias_;
   Edge<A>* edges_;
+  Panels panels_;
+  const int64_t* places_;
 };
 
 }  // namespace

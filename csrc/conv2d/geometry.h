@@ -46,6 +46,7 @@ struct Axis {
   }
 
   int64_t classes() const { return static_cast<int64_t>(residues.size()); }
+  bool plain() const { return taps.size() == 1 && stride == 1 && padding == 0; }  // output y meets input y alone
   int64_t extent() const { return out + reach; }  // steps that some output meets
   int64_t position(int64_t cls, int64_t step) const { return step * stride + residues[cls] - padding; }
 
@@ -79,6 +80,12 @@ struct Conv2dShape {
   int64_t taps() const { return static_cast<int64_t>(y.taps.size() * x.taps.size()); }
   int64_t columns() const { return group_channels() * taps(); }
   int64_t classes() const { return y.classes() * x.classes(); }
+
+  // The same with an image's pixels in a single row, where no edge tells rows apart.
+  Conv2dShape flattened() const {
+    if (!y.plain() || !x.plain()) return *this;
+    return {batch, channels, out_channels, groups, Axis(1, 1, 1, 0, 1), Axis(pixels(), 1, 1, 0, 1)};
+  }
 };
 
 }  // namespace sparsekern

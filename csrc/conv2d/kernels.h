@@ -33,7 +33,17 @@ struct Block {
   int64_t pitch;  // elements from a row to the next
   int64_t last;   // elements from a row's first vector to its last
   int skip;       // leading lanes of the last vector that the one before has already
-  int64_t out;    // forward: pixel (or flat position) of the output where the block starts
+  // The same in the tensor or plane that holds the block's results and, in the backward pass, its inputs.
+  int64_t out, out_pitch;
+};
+
+// Edges are met a panel of the channels that they read at a time, small enough that what a block meets of them stays
+// in the first level cache. A block's sums wait in `sums` between the panels.
+template <class A>
+struct ChannelPanel {
+  EdgeRows<A> rows;
+  A* sums;           // of each row a block's vectors, as many as the widest has apart; null with a single panel
+  bool first, last;  // sums start anew; results go where they belong
 };
 
 // Where a forward block's results go: with `put`, pixels whose lanes are images; without, elements of A as they are.
@@ -50,8 +60,7 @@ struct Sink {
 template <class A>
 struct ForwardArgs {
   const A* input;
-  EdgeRows<A> rows;    // one for each output channel
-  int64_t begin, end;  // those to work on
+  int64_t begin, end;  // output channels to work on, a row of edges each
   const A* bias;
   Sink<A> sink;
 };
@@ -62,9 +71,9 @@ struct BackwardArgs {
   A* input_grad;   // likewise; may be `input` itself
   int64_t plane_size;
   const A* grad;
-  EdgeRows<A> rows;  // one for each plane
-  int64_t begin, end;
-  A* weight_grad;  // of each edge, added to
+  int64_t begin, end;  // planes to work on, a row of edges each
+  A* weight_grad;      // of each edge, added to
+  bool stream;         // past the caches
 };
 
 // Moves channels [begin, end) of up to kLanes images between a tensor and planes whose vectors are pixels, one
@@ -82,12 +91,23 @@ struct LaneCopy {
   bool stream;  // unpacking: as in Sink
 };
 
+// Moves channels [begin, end) of an image between a tensor and planes of elements: `rows` of `length` pixels.
+template <class A>
+struct RowCopy {
+  void* tensor;
+  int64_t channel_stride, row_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int64_t rows, length;
+  A* planes;
+  int64_t plane_size, pitch;
+};
+
 template <class A>
 struct Conv2dKernels {
-  static constexpr int kShapes = 4;     // rows_log2
+  static constexpr int kShapes = 5;     // rows_log2
   static constexpr int kMaxWidth = 16;  // vectors in a row
-  using Forward = void (*)(const ForwardArgs<A>&, const Block&);
-  using Backward = void (*)(const BackwardArgs<A>&, const Block&);
+  using Forward = void (*)(const ForwardArgs<A>&, const ChannelPanel<A>&, const Block&);
+  using Backward = void (*)(const BackwardArgs<A>&, const ChannelPanel<A>&, const Block&);
 
   int lanes;
   int forward_vectors, backward_vectors;  // the most that a block may hold
@@ -100,6 +120,8 @@ struct Conv2dKernels {
   void (*put_lanes[4])(const Sink<A>&, const A*, const Block&, int64_t);
   void (*pack_lanes[4])(const LaneCopy<A>&);
   void (*unpack_lanes[4])(const LaneCopy<A>&);
+  void (*pack_rows[4])(const RowCopy<A>&);
+  void (*unpack_rows[4])(const RowCopy<A>&);
   // `count` elements, those of the tensor `step` apart.
   void (*widen[4])(const void* tensor, int64_t step, int64_t count, A* to);
   void (*narrow[4])(const A* from, int64_t count, int64_t step, void* tensor);

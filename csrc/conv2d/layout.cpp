@@ -26,9 +26,12 @@ int64_t rows_per_tile(int64_t extent, int64_t row_elements, int64_t reach, int64
 }  // namespace
 
 std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
-                                bool direct, int64_t tile_elements) {
+                                bool in_rows, int64_t tile_elements) {
   const int64_t reach = shape.y.reach;
-  if (direct) return {make_batch(TileKind::direct, {0, shape.batch}, 1, extent, extent)};
+  if (in_rows) {
+    const int64_t rows = rows_per_tile(extent, row_elements, reach, tile_elements);
+    return {make_batch(TileKind::row, {0, shape.batch}, 1, extent, rows)};
+  }
 
   std::vector<Batch> batches;
   // The images left over by full lane tiles share their vectors in a flat tile, unless they nearly fill the lanes.
@@ -49,6 +52,11 @@ std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_
   return batches;
 }
 
+bool rows_fill_vectors(const Conv2dShape& shape, int64_t lanes) {
+  const auto filled = [&](int64_t size) { return size >= lanes && ceil_div(size, lanes) * lanes * 3 <= size * 4; };
+  return shape.y.stride == 1 && shape.x.stride == 1 && filled(shape.x.size) && filled(shape.x.out);
+}
+
 // What the runs from position `begin` on leave free up to the plane's end.
 void Layout::find_gaps(int64_t begin) {
   const int64_t end = begin + plane_size;
@@ -67,26 +75,34 @@ void Layout::find_places() {
       place[run.pixel + i * run.step - pixels.begin] = static_cast<int32_t>(run.at + i);
 }
 
-Planes Planes::forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes) {
+Planes Planes::forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place) {
   const bool lane = batch.kind == TileKind::lane;
-  Planes p{shape, batch.kind, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
+  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
   p.image_size = (batch.rows + shape.y.reach) * p.pitch;
-  p.input_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
+  p.input_size = p.plane_size(batch.images);
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
   p.out_size = p.input_size;
-  if (batch.kind == TileKind::direct) p.input_size = p.out_size = shape.pixels();
+  if (in_place) p.input_size = shape.pixels();
   return p;
 }
 
-Planes Planes::backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes) {
+Planes Planes::backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place) {
   const bool lane = batch.kind == TileKind::lane;
-  Planes p{shape, batch.kind, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
+  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
   p.image_size = batch.rows * p.pitch;
-  p.input_size = lane ? p.image_size : ceil_div(batch.images * p.image_size, lanes) * lanes;
+  p.input_size = p.plane_size(batch.images);
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
   p.grad_size = p.margin + p.input_size;
-  if (batch.kind == TileKind::direct) p.input_size = p.grad_size = shape.pixels();
+  if (in_place) p.grad_size = shape.out_pixels();
   return p;
+}
+
+// Positions of a plane that holds a tile's images of image_size.
+int64_t Planes::plane_size(int64_t images) const {
+  if (kind == TileKind::lane) return image_size;
+  const int64_t vectors = ceil_div(images * image_size, lanes);
+  // An odd number of vectors: channels a power of two apart would meet in few of the cache's sets.
+  return (kind == TileKind::row ? vectors | 1 : vectors) * lanes;
 }
 
 Layout Planes::input(const Tile& tile, Span rows) const {
@@ -137,49 +153,72 @@ Layout Planes::output(const Tile& tile) const {
   return layout;
 }
 
-// Vectors over `length` consecutive elements, evenly dealt to blocks. With `overlap` none reaches past the end.
-std::vector<Block> Planes::flat_blocks(int64_t length, int most, bool overlap) const {
+// Vectors over `length` consecutive elements, evenly dealt to blocks. They may reach past the end.
+std::vector<Block> Planes::flat_blocks(int64_t length, int most) const {
   std::vector<Block> blocks;
   const int64_t vectors = ceil_div(length, lanes);
   const int64_t count = ceil_div(vectors, most);
   for (int64_t b = 0; b < count; ++b) {
     const int64_t first = vectors * b / count, end = vectors * (b + 1) / count;
     const int width = static_cast<int>(end - first);
-    Block block{0, width, first * lanes, 0, (width - 1) * lanes, 0, first * lanes};
-    if (overlap && end == vectors) {
-      block.skip = static_cast<int>(vectors * lanes - length);
-      block.last -= block.skip;
-    }
-    blocks.push_back(block);
+    blocks.push_back({0, width, first * lanes, 0, (width - 1) * lanes, 0, first * lanes, 0});
   }
   return blocks;
 }
 
-// Blocks of pixels: wide rows cut into even pieces, narrow ones taken several at a time.
-void Planes::add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch,
-                        int most) const {
+// As many of `left` rows of `width` vectors as a block of at most `most` takes, as a power of two.
+int most_rows_log2(int64_t left, int64_t width, int64_t most) {
+  int rows_log2 = 0;
+  while (rows_log2 + 1 < Conv2dKernels<float>::kShapes && (width << (rows_log2 + 1)) <= most &&
+         (int64_t{2} << rows_log2) <= left)
+    ++rows_log2;
+  return rows_log2;
+}
+
+// Vectors over rows of pixels that are elements. A row's last vector overlaps the one before it where vectors do not
+// divide the row. Rows count from first_row in the plane and from out_row, x.size apart, in the tensor.
+std::vector<Block> Planes::row_blocks(Span rows, Span columns, int64_t first_row, int64_t out_row, int most) const {
+  std::vector<Block> blocks;
+  const int64_t length = columns.length();
+  const int64_t vectors = ceil_div(length, lanes);
+  const int64_t pieces = ceil_div(vectors, most);
+  for (int64_t row = rows.begin; row < rows.end;) {
+    int rows_log2 = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t first = vectors * piece / pieces, end = vectors * (piece + 1) / pieces;
+      const int64_t width = end - first;
+      if (pieces == 1) rows_log2 = most_rows_log2(rows.end - row, width, most);
+      const int skip = end == vectors ? static_cast<int>(vectors * lanes - length) : 0;
+      blocks.push_back({rows_log2, static_cast<int>(width), (row - first_row) * pitch + columns.begin + first * lanes,
+                        pitch, (width - 1) * lanes - skip, skip, (row - out_row) * length + first * lanes, length});
+    }
+    row += int64_t{1} << rows_log2;
+  }
+  return blocks;
+}
+
+// Blocks of pixels that are vectors: wide rows cut into even pieces, narrow ones taken several at a time.
+void Planes::add_lane_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int most) const {
   const int64_t pieces = ceil_div(columns.length(), most);
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = columns.begin + columns.length() * piece / pieces;
     const int64_t end = columns.begin + columns.length() * (piece + 1) / pieces;
     const int64_t width = end - begin;
     for (int64_t row = rows.begin; row < rows.end;) {
-      int rows_log2 = 0;
-      while (pieces == 1 && rows_log2 + 1 < Conv2dKernels<float>::kShapes && (width << (rows_log2 + 1)) <= most &&
-             row + (2 << rows_log2) <= rows.end)
-        ++rows_log2;
-      blocks.push_back({rows_log2, static_cast<int>(width), ((row - first_row) * pitch + begin) * unit, pitch * unit,
-                        (width - 1) * unit, 0, row * out_pitch + begin});
+      const int rows_log2 = pieces == 1 ? most_rows_log2(rows.end - row, width, most) : 0;
+      const int64_t at = ((row - first_row) * pitch + begin) * unit;
+      blocks.push_back({rows_log2, static_cast<int>(width), at, pitch * unit, (width - 1) * unit, 0, at, pitch * unit});
       row += int64_t{1} << rows_log2;
     }
   }
 }
 
 std::vector<Block> Planes::forward_blocks(const Tile& tile, int most) const {
-  if (kind == TileKind::direct) return flat_blocks(shape.pixels(), most, true);
+  if (kind == TileKind::row)
+    return row_blocks(tile.rows, {0, shape.x.out}, in_place ? 0 : tile.rows.begin, 0, most);
   if (kind == TileKind::flat) {
     const int64_t rows = tile.rows.length() - 1;
-    return flat_blocks((tile.images.length() - 1) * image_size + rows * pitch + shape.x.out, most, false);
+    return flat_blocks((tile.images.length() - 1) * image_size + rows * pitch + shape.x.out, most);
   }
   std::vector<Block> blocks;
   const int64_t half = most / 2, pixels = tile.rows.length() * shape.x.out;
@@ -188,20 +227,36 @@ std::vector<Block> Planes::forward_blocks(const Tile& tile, int most) const {
     const auto at = [&](int64_t q) { return (q / shape.x.out * pitch + q % shape.x.out) * unit; };
     for (int64_t q = 0; q < pixels; q += most)
       blocks.push_back({1, static_cast<int>(half), at(q), at(q + half) - at(q), (half - 1) * unit, 0,
-                        tile.rows.begin * shape.x.out + q});
+                        tile.rows.begin * shape.x.out + q, half});
     return blocks;
   }
-  add_blocks(blocks, tile.rows, {0, shape.x.out}, tile.rows.begin, shape.x.out, most);
+  add_lane_blocks(blocks, tile.rows, {0, shape.x.out}, tile.rows.begin, most);
+  for (Block& block : blocks) {
+    const int64_t position = block.at / unit;
+    block.out = (tile.rows.begin + position / pitch) * shape.x.out + position % pitch;
+    block.out_pitch = shape.x.out;
+  }
   return blocks;
 }
 
 std::vector<Block> Planes::backward_blocks(const Tile& tile, int64_t cls, int most) const {
-  if (kind == TileKind::direct) return flat_blocks(shape.pixels(), most, true);
-  if (kind == TileKind::flat) return flat_blocks(tile.images.length() * image_size, most, false);
+  if (kind == TileKind::flat) return flat_blocks(tile.images.length() * image_size, most);
   const Span rows = intersect(tile.rows, shape.y.inside(cls / shape.x.classes()));
+  const Span columns = shape.x.inside(cls % shape.x.classes());
+  if (kind == TileKind::row)
+    return row_blocks(rows, columns, in_place ? 0 : tile.rows.begin, shape.y.inside(0).begin, most);
   std::vector<Block> blocks;
-  add_blocks(blocks, rows, shape.x.inside(cls % shape.x.classes()), tile.rows.begin, 0, most);
+  add_lane_blocks(blocks, rows, columns, tile.rows.begin, most);
   return blocks;
+}
+
+int64_t Planes::window(const std::vector<Block>& blocks) const {
+  int64_t most = 1;
+  for (const Block& block : blocks) {
+    const int64_t rows = (int64_t{1} << block.rows_log2) + shape.y.reach;
+    most = std::max(most, rows * (block.last + lanes + shape.x.reach * unit));
+  }
+  return most;
 }
 
 }  // namespace sparsekern

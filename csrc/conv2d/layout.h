@@ -2,8 +2,9 @@
 //
 // A plane holds the pixels of one channel (of one class of its positions, see geometry.h), rows `pitch` apart.
 // In a lane tile a pixel is a vector with one image in each lane. In a flat tile a pixel is one element, the images
-// follow one another, and vectors run over everything, gaps between rows and images included. A direct
-// tile is a flat one that needs no gaps (1x1 kernels): the tensors themselves serve as planes.
+// follow one another, and vectors run over everything, gaps between rows and images included. A row tile is one image
+// whose rows of pixels fill vectors: only the operand that edges shift is copied, to give it its borders, and
+// where it needs none (1x1 kernels) not even that. The other tensors serve as planes themselves.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 
 namespace sparsekern {
 
-enum class TileKind { lane, flat, direct };
+enum class TileKind { lane, flat, row };
 
 struct Tile {
   Span images;
@@ -53,10 +54,14 @@ struct Layout {
   void find_places();
 };
 
+// Whether the rows of pixels of a stride-1 problem fill vectors of `lanes` elements well enough for row tiles.
+bool rows_fill_vectors(const Conv2dShape& shape, int64_t lanes);
+
 // Sizes of the planes of a batch, and the layouts and blocks of its tiles.
 struct Planes {
   const Conv2dShape& shape;
   TileKind kind;
+  bool in_place;       // row tiles: the operand that edges shift needs no borders and is not copied either
   int64_t lanes;       // of a vector
   int64_t unit;        // elements in a position
   int64_t pitch;       // positions from a row to the next
@@ -66,8 +71,8 @@ struct Planes {
   int64_t grad_size;   // of a gradient plane
   int64_t out_size;    // of an output plane
 
-  static Planes forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes);
-  static Planes backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes);
+  static Planes forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place);
+  static Planes backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place);
 
   // Elements that some block may read after the last plane.
   int64_t slack() const { return (margin + lanes) * unit; }
@@ -79,15 +84,19 @@ struct Planes {
   std::vector<Block> forward_blocks(const Tile& tile, int most) const;
   std::vector<Block> backward_blocks(const Tile& tile, int64_t cls, int most) const;
 
+  // Elements of a channel's planes of one class that edges meet from a block's pixels: the most of any block.
+  int64_t window(const std::vector<Block>& blocks) const;
+
  private:
-  std::vector<Block> flat_blocks(int64_t length, int most, bool overlap) const;
-  void add_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int64_t out_pitch,
-                  int most) const;
+  int64_t plane_size(int64_t images) const;
+  std::vector<Block> flat_blocks(int64_t length, int most) const;
+  std::vector<Block> row_blocks(Span rows, Span columns, int64_t first_row, int64_t out_row, int most) const;
+  void add_lane_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int most) const;
 };
 
-// Divides the images and `extent` rows into tiles. All planes of one image hold `row_elements` in a row, those of a
-// tile should hold at most tile_elements.
+// Divides the images and `extent` rows into tiles, row tiles if in_rows. All planes of one image hold `row_elements` in
+// a row, those of a tile should hold at most tile_elements.
 std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
-                                bool direct, int64_t tile_elements);
+                                bool in_rows, int64_t tile_elements);
 
 }  // namespace sparsekern

@@ -16,19 +16,58 @@ constexpr int kRegisters = 16;
 constexpr int kForwardVectors = kRegisters / 2;
 constexpr int kBackwardVectors = kRegisters / 4;
 
+// A block's vectors from and to memory: 2^RowsLog2 rows `pitch` apart, a row's last vector `last` after its first.
+template <class A, int RowsLog2, int Width>
+SK_INLINE void load_rows(const A* from, int64_t pitch, int64_t last, Vec<A>* to) {
+  SK_UNROLL
+  for (int r = 0; r < 1 << RowsLog2; ++r, from += pitch) {
+    SK_UNROLL
+    for (int j = 0; j < Width; ++j) to[r * Width + j] = load_unaligned(from + (j < Width - 1 ? j * kLanes<A> : last));
+  }
+}
+template <class A, int RowsLog2, int Width, bool PastCaches>
+SK_INLINE void store_rows(const Vec<A>* from, A* to, int64_t pitch, int64_t last) {
+  SK_UNROLL
+  for (int r = 0; r < 1 << RowsLog2; ++r, to += pitch) {
+    SK_UNROLL
+    for (int j = 0; j < Width; ++j) {
+      A* place = to + (j < Width - 1 ? j * kLanes<A> : last);
+      if constexpr (PastCaches) stream<A>(place, from[r * Width + j]);
+      else store_unaligned<A>(place, from[r * Width + j]);
+    }
+  }
+}
+
+// Whether a block's results are whole vectors' lines, so that they can be written past the caches.
+template <class A>
+SK_INLINE bool whole_lines(const A* results, int64_t plane_size, const Block& block) {
+  const int64_t elements = (plane_size | block.out | block.out_pitch | block.last) * static_cast<int64_t>(sizeof(A));
+  return kCanStream && (reinterpret_cast<uintptr_t>(results) | elements) % SK_VECTOR_BYTES == 0;
+}
+
 // The sums over its edges of 2^RowsLog2 x Width output vectors, for one output channel after another.
 template <class A, int RowsLog2, int Width>
-void forward_block(const ForwardArgs<A>& args, const Block& block) {
+void forward_block(const ForwardArgs<A>& args, const ChannelPanel<A>& panel, const Block& block) {
   constexpr int kRows = 1 << RowsLog2;
+  constexpr int kVectors = kRows * Width;
   const A* input = args.input + block.at;
+  const Sink<A>& sink = args.sink;
   const int64_t pitch = block.pitch, last = block.last;
-  alignas(SK_VECTOR_BYTES) A results[kRows * Width * kLanes<A>];
+  A* out = static_cast<A*>(sink.data) + block.out;
+  const bool past_caches = sink.stream && whole_lines(static_cast<A*>(sink.data), sink.channel_stride, block);
+  alignas(SK_VECTOR_BYTES) A results[kVectors * kLanes<A>];
   for (int64_t channel = args.begin; channel < args.end; ++channel) {
-    Vec<A> sum[kRows * Width];
-    SK_UNROLL
-    for (int j = 0; j < kRows * Width; ++j) sum[j] = broadcast(args.bias[channel]);
-    const Edge<A>* end = args.rows.edges + args.rows.starts[channel + 1];
-    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[channel]; edge < end; ++edge) {
+    Vec<A> sum[kVectors];
+    A* waiting = panel.sums + channel * (kForwardVectors * kLanes<A>);
+    if (panel.first) {
+      SK_UNROLL
+      for (int j = 0; j < kVectors; ++j) sum[j] = broadcast(args.bias[channel]);
+    } else {
+      SK_UNROLL
+      for (int j = 0; j < kVectors; ++j) sum[j] = load(waiting + j * kLanes<A>);
+    }
+    const Edge<A>* end = panel.rows.edges + panel.rows.starts[channel + 1];
+    for (const Edge<A>* edge = panel.rows.edges + panel.rows.starts[channel]; edge < end; ++edge) {
       const A* x = input + edge->offset;
       const Vec<A> w = broadcast(edge->weight);
       SK_UNROLL
@@ -38,15 +77,17 @@ void forward_block(const ForwardArgs<A>& args, const Block& block) {
         sum[r * Width + Width - 1] += w * load_unaligned(x + last);
       }
     }
-    if (args.sink.put) {
+    if (!panel.last) {
       SK_UNROLL
-      for (int j = 0; j < kRows * Width; ++j) store(results + j * kLanes<A>, sum[j]);
-      args.sink.put(args.sink, results, block, channel);
-    } else if (RowsLog2 == 0) {
-      A* out = static_cast<A*>(args.sink.data) + channel * args.sink.channel_stride + block.out;
+      for (int j = 0; j < kVectors; ++j) store(waiting + j * kLanes<A>, sum[j]);
+    } else if (sink.put) {
       SK_UNROLL
-      for (int j = 0; j < Width - 1; ++j) store_unaligned(out + j * kLanes<A>, sum[j]);
-      store_unaligned(out + last, sum[Width - 1]);
+      for (int j = 0; j < kVectors; ++j) store(results + j * kLanes<A>, sum[j]);
+      sink.put(sink, results, block, channel);
+    } else if (past_caches) {
+      store_rows<A, RowsLog2, Width, true>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
+    } else {
+      store_rows<A, RowsLog2, Width, false>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
     }
   }
   stream_fence();
@@ -55,7 +96,7 @@ void forward_block(const ForwardArgs<A>& args, const Block& block) {
 // For one input plane after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
 // in registers while each edge's output gradients are loaded once, for both products.
 template <class A, int RowsLog2, int Width, bool InputGrad, bool WeightGrad>
-void backward_block(const BackwardArgs<A>& args, const Block& block) {
+void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, const Block& block) {
   constexpr int kRows = 1 << RowsLog2;
   constexpr int kVectors = kRows * Width;
   const A* grad = args.grad + block.at;
@@ -63,7 +104,8 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
   // Each edge's vector of partial dot products waits here until there are enough to sum them all at once.
   alignas(SK_VECTOR_BYTES) A dots[kLanes<A> * kLanes<A>];
   int waiting = 0;
-  A* weight_grad = args.weight_grad + args.rows.starts[args.begin];
+  A* weight_grad = args.weight_grad + panel.rows.starts[args.begin];
+  const bool past_caches = args.stream && whole_lines(args.input_grad, args.plane_size, block);
   const auto sum_dots = [&] {
     Vec<A> dot[kLanes<A>];
     SK_UNROLL
@@ -74,23 +116,30 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
   for (int j = 0; j < block.skip; ++j) keep[j] = A(0);
 
   for (int64_t i = args.begin; i < args.end; ++i) {
-    const int64_t at = i * args.plane_size + block.at;
+    const int64_t at = i * args.plane_size + block.out;
+    if (WeightGrad) {
+      // The next plane's inputs: beyond this plane's edges, further than the processor looks ahead.
+      const A* next = args.input + at + args.plane_size;
+      SK_UNROLL
+      for (int r = 0; r < kRows; ++r)
+        for (int j = 0; j < Width; ++j) prefetch(next + r * block.out_pitch + j * kLanes<A>);
+    }
     Vec<A> x[kVectors], sum[kVectors];
     if (WeightGrad) {
+      load_rows<A, RowsLog2, Width>(args.input + at, block.out_pitch, last, x);
       SK_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const A* row = args.input + at + r * pitch;
-        SK_UNROLL
-        for (int j = 0; j < Width - 1; ++j) x[r * Width + j] = load_unaligned(row + j * kLanes<A>);
-        const Vec<A> tail = load_unaligned(row + last);
-        x[r * Width + Width - 1] = keep != A(0) ? tail : Vec<A>{};
+        Vec<A>& tail = x[r * Width + Width - 1];
+        tail = keep != A(0) ? tail : Vec<A>{};
       }
     }
+    A* waiting_sums = panel.sums + i * (kBackwardVectors * kLanes<A>);
     SK_UNROLL
-    for (int j = 0; j < kVectors; ++j) sum[j] = Vec<A>{};
+    for (int j = 0; j < kVectors; ++j)
+      sum[j] = InputGrad && !panel.first ? load(waiting_sums + j * kLanes<A>) : Vec<A>{};
 
-    const Edge<A>* end = args.rows.edges + args.rows.starts[i + 1];
-    for (const Edge<A>* edge = args.rows.edges + args.rows.starts[i]; edge < end; ++edge) {
+    const Edge<A>* end = panel.rows.edges + panel.rows.starts[i + 1];
+    for (const Edge<A>* edge = panel.rows.edges + panel.rows.starts[i]; edge < end; ++edge) {
       const A* y = grad + edge->offset;
       const Vec<A> w = broadcast(edge->weight);
       Vec<A> dot[2] = {};
@@ -113,14 +162,13 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
         }
       }
     }
-    if (InputGrad) {
+    if (InputGrad && !panel.last) {
       SK_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        A* row = args.input_grad + at + r * pitch;
-        SK_UNROLL
-        for (int j = 0; j < Width; ++j)
-          store_unaligned(row + (j < Width - 1 ? j * kLanes<A> : last), sum[r * Width + j]);
-      }
+      for (int j = 0; j < kVectors; ++j) store(waiting_sums + j * kLanes<A>, sum[j]);
+    } else if (InputGrad && past_caches) {
+      store_rows<A, RowsLog2, Width, true>(sum, args.input_grad + at, block.out_pitch, last);
+    } else if (InputGrad) {
+      store_rows<A, RowsLog2, Width, false>(sum, args.input_grad + at, block.out_pitch, last);
     }
   }
   if (WeightGrad && waiting > 0) {
@@ -128,6 +176,7 @@ void backward_block(const BackwardArgs<A>& args, const Block& block) {
     const Vec<A> sums = sum_dots();
     for (int j = 0; j < waiting; ++j) weight_grad[j] += sums[j];
   }
+  stream_fence();
 }
 
 // Stores a transposed square: lane j of r[n] to out[n * stride + j].
@@ -236,24 +285,62 @@ void unpack_lanes(const LaneCopy<A>& copy) {
   stream_fence();
 }
 
+// Bytes ahead of what is read that copies of rows ask for: images and channels follow one another.
+constexpr int kReadAhead = 2048;
+
+template <class A, class T>
+void pack_rows(const RowCopy<A>& copy) {
+  for (int64_t c = copy.begin; c < copy.end; ++c) {
+    const T* from = static_cast<const T*>(copy.tensor) + c * copy.channel_stride;
+    A* to = copy.planes + c * copy.plane_size;
+    for (int64_t row = 0; row < copy.rows; ++row, from += copy.row_stride, to += copy.pitch)
+      for_chunks<A>(copy.length, [&](int64_t q, int count) {
+        prefetch(from + q + kReadAhead / static_cast<int>(sizeof(T)));
+        const Vec<A> v = load_widened<A>(from + q, count);
+        if (count == kLanes<A>) store_halves<A>(to + q, to + q + kLanes<A> / 2, v);
+        else store_narrowed<A>(to + q, v, count);
+      });
+  }
+}
+
+template <class A, class T>
+void unpack_rows(const RowCopy<A>& copy) {
+  for (int64_t c = copy.begin; c < copy.end; ++c) {
+    const A* from = copy.planes + c * copy.plane_size;
+    T* to = static_cast<T*>(copy.tensor) + c * copy.channel_stride;
+    for (int64_t row = 0; row < copy.rows; ++row, from += copy.pitch, to += copy.row_stride)
+      for_chunks<A>(copy.length, [&](int64_t q, int count) {
+        store_narrowed<A>(to + q, load_widened<A>(from + q, count), count);
+      });
+  }
+}
+
+// Whether vectors of A can be loaded from elements of T; float64 sums of float32 values go by elements.
+template <class A, class T>
+constexpr bool kConvertsVectors = sizeof(A) == sizeof(float) || sizeof(T) == sizeof(A);
+
 template <class A, class T>
 void widen_elements(const void* tensor, int64_t step, int64_t count, A* to) {
   const T* from = static_cast<const T*>(tensor);
-  if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
+  if constexpr (kConvertsVectors<A, T>) {
+    if (step == 1) {
+      for_chunks<A>(count, [&](int64_t i, int n) { store_narrowed<A>(to + i, load_widened<A>(from + i, n), n); });
+      return;
+    }
   }
+  for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
 }
 
 template <class A, class T>
 void narrow_elements(const A* from, int64_t count, int64_t step, void* tensor) {
   T* to = static_cast<T*>(tensor);
-  if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i);
-  } else {
-    for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i * step);
+  if constexpr (kConvertsVectors<A, T>) {
+    if (step == 1) {
+      for_chunks<A>(count, [&](int64_t i, int n) { store_narrowed<A>(to + i, load_widened<A>(from + i, n), n); });
+      return;
+    }
   }
+  for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i * step);
 }
 
 template <class A, int RowsLog2, int Width>
@@ -282,6 +369,8 @@ constexpr void add_dtype(Conv2dKernels<A>& table, DType dtype) {
   table.put_lanes[d] = put_lanes<A, T>;
   table.pack_lanes[d] = pack_lanes<A, T>;
   table.unpack_lanes[d] = unpack_lanes<A, T>;
+  table.pack_rows[d] = pack_rows<A, T>;
+  table.unpack_rows[d] = unpack_rows<A, T>;
   add_conversions<A, T>(table, dtype);
 }
 

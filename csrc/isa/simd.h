@@ -90,6 +90,28 @@ SK_INLINE void stream_fence() {
   _mm_sfence();
 #endif
 }
+// Asks for memory that will be read soon; any address will do.
+SK_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// The halves of v to memory (any alignment), each on its own: where stores cross cache lines, fewer of them do.
+template <class A>
+SK_INLINE void store_lower_half(A* p, Vec<A> v) {
+  __builtin_memcpy(p, &v, sizeof v / 2);
+}
+template <class A>
+SK_INLINE void store_upper_half(A* p, Vec<A> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_extracti64x4_epi64((__m512i)v, 1));
+#else
+  __builtin_memcpy(p, reinterpret_cast<const char*>(&v) + sizeof v / 2, sizeof v / 2);
+#endif
+}
+template <class A>
+SK_INLINE void store_halves(A* lower, A* upper, Vec<A> v) {
+  store_lower_half<A>(lower, v);
+  store_upper_half<A>(upper, v);
+}
+
 template <class A>
 SK_INLINE Vec<A> broadcast(A x) {
   return x - Vec<A>{};  // minus, not plus: exact for -0, so it compiles to the broadcast alone
