@@ -101,7 +101,7 @@ SK_INLINE void store_lower_half(A* p, Vec<A> v) {
 template <class A>
 SK_INLINE void store_upper_half(A* p, Vec<A> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_extracti64x4_epi64((__m512i)v, 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_extracti64x4_epi64(0xff, (__m512i)v, 1));
 #else
   __builtin_memcpy(p, reinterpret_cast<const char*>(&v) + sizeof v / 2, sizeof v / 2);
 #endif
