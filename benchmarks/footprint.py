@@ -25,7 +25,7 @@ def of_network(name: str, density: float | None, batch: int, seed: int) -> dict[
     network = nets.NETWORKS[name]
     model = network.make()
     if density is not None:
-        model = nets.make_sparse(model, density)
+        model = nets.make_sparse(network.in_our_modules(model), density)
     optimizer = network.optimizer(model)
     images, labels = network.batch(batch)
 

@@ -28,6 +28,7 @@ from benchmarks.twin import disagreement
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 5e-2}
 CHECKED_IMAGES = 16
 DENSE = "dense"
+OURS = "dense, sparsekern's modules"
 
 
 @dataclass
@@ -83,11 +84,12 @@ def measure(name: str, network: Network, options: Networks) -> dict[str, Any]:
     fast = trained(network.fast(copy.deepcopy(start)), network, 0.0)
     fast.layout = torch.channels_last if network.fast is nets.channels_last else torch.contiguous_format
     candidates[network.fast_name] = fast
+    candidates[OURS] = trained(network.in_our_modules(start), network, 0.0)
     errors = {}
     for sparsity in sorted(options.sparsity):
         label = f"sparsekern at {sparsity:g}%"
         print(f"checking {name}, {label}", file=sys.stderr, flush=True)
-        sparse = nets.make_sparse(copy.deepcopy(start), 1 - sparsity / 100)
+        sparse = nets.make_sparse(network.in_our_modules(start), 1 - sparsity / 100)
         errors[label] = differences(sparse, start, *network.batch(min(options.batch, CHECKED_IMAGES)))
         if all(errors[label][str(dtype)] <= most for dtype, most in TOLERANCES.items()):
             candidates[label] = trained(sparse, network, sparsity)

@@ -143,9 +143,10 @@ def test_networks(tmp_path):
     result, page = read(tmp_path, "networks_1_threads", {"rounds", "batch", "networks"})
     assert [network["network"] for network in result["networks"]] == list(nets.NETWORKS)
     for network in result["networks"]:
-        plain, fast, sparse = network["results"]
+        plain, fast, ours, sparse = network["results"]
         assert (plain["candidate"], sparse["candidate"]) == ("dense", "sparsekern at 98%")
         assert fast["candidate"] == nets.NETWORKS[network["network"]].fast_name
+        assert ours["sparsity"] == 0
         assert not network["notes"]
         for row in network["results"]:
             assert row["parts_ms"].keys() == {"forward", "backward", "optimizer"}
