@@ -430,10 +430,12 @@ def _known(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int
     entry = registry.get(id(tensors[-1]))
     if entry is None or entry[0] != n_rows:
         return False
-    return all(
-        reference() is tensor and version == tensor._version and address == tensor.data_ptr() and size == tensor.numel()
-        for tensor, (reference, version, address, size) in zip(tensors, entry[1], strict=True)
-    )
+    for tensor, (reference, version, address, size) in zip(tensors, entry[1], strict=True):
+        if reference() is not tensor or version != tensor._version:
+            return False
+        if address != tensor.data_ptr() or size != tensor.numel():
+            return False
+    return True
 
 
 def _remember(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int = -1) -> None:

@@ -25,11 +25,23 @@ struct Forward {
       const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
       return by_row(edges, *order, tiles, order->packed_indices(), reader.packed(*order, t.nnz, scratch));
     }
-    if (tokens <= k.lanes) return by_column();
+    // Kept values give the same bits as others: each sum is made in the same order.
+    if (tokens == 1) return by_column();
+    if (tokens <= k.lanes) {
+      const auto kept = kept_values(true, [&](A* out) { reader.packed(*few_order(edges), out); });
+      if (!kept) return by_column();
+      const auto order = few_order(edges);
+      return by_row(edges, *order, tiles, order->packed_indices(), kept->data(),
+                    [&](const LinearForwardTask<A>& task, int64_t) { k.forward_few(task); });
+    }
     const Visit visit{tiling.panel, false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
-    // Panels and order are the same with kept values as without, and so are the bits of the result.
-    if (const auto kept = kept_values(edges, reader)) return by_row(edges, *order, tiles, edges.indices, kept->data());
+    const auto kept = kept_values(false, [&](A* out) {
+      parallel_ranges(t.rows, 256, [&](int64_t begin, int64_t end) {
+        reader.read({edges.pointers, edges.pointers + 1, nullptr, begin, end}, out + edges.pointers[begin]);
+      });
+    });
+    if (kept) return by_row(edges, *order, tiles, edges.indices, kept->data());
     const Chunks chunks(*this, edges, *order);
     by_row(edges, *order, tiles, nullptr, nullptr, [&](const LinearForwardTask<A>& task, int64_t thread) {
       chunks.run(task, reader, thread);
@@ -106,15 +118,16 @@ struct Forward {
         });
   }
 
-  // The values by row, where the same ones were met before.
-  typename RowValues<A>::Kept kept_values(const StoredEdges& edges, const ValueReader<A>& reader) const {
+  std::shared_ptr<const EdgeOrder> few_order(const StoredEdges& edges) const {
+    return t.plan->few(edges, {t.columns, true});
+  }
+
+  // The values by row, where the same ones were met before; `read` fills them.
+  template <class Read>
+  typename RowValues<A>::Kept kept_values(bool as_few, const Read& read) const {
     if (!t.plan || t.nnz == 0) return nullptr;
     const auto digest = [&] { return digest_of(k, w.data, t.nnz * static_cast<int64_t>(size_of(w.dtype))); };
-    return t.plan->template row_values<A>().find(w.data, w.version, t.nnz, digest, [&](A* out) {
-      parallel_ranges(t.rows, 256, [&](int64_t begin, int64_t end) {
-        reader.read({edges.pointers, edges.pointers + 1, nullptr, begin, end}, out + edges.pointers[begin]);
-      });
-    });
+    return t.plan->template row_values<A>(as_few).find(w.data, w.version, t.nnz, digest, read);
   }
 
   const A* widened(const Values& values, int64_t count, Slot slot) const {

@@ -95,6 +95,8 @@ struct LinearKernels {
   void (*store_tile)(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end);
   void (*forward)(const LinearForwardTask<A>& task);
   void (*backward)(const LinearBackwardTask<A>& task);
+  // One vector of tokens, one panel of a packed order: forward with the bits of `scatter`.
+  void (*forward_few)(const LinearForwardTask<A>& task);
   void (*scatter)(const LinearScatterTask<A>& task);
   void (*scatter_token)(const LinearScatterTask<A>& task);
   uint64_t (*digest)(const char* data, int64_t bytes);

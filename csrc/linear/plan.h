@@ -20,10 +20,14 @@ class LinearPlan {
   // For few tokens: edges by column, panels of rows.
   Kept scatter(const StoredEdges& edges, Visit visit) { return find(scatter_, edges, visit); }
 
+  // For few tokens whose values are kept: one panel, packed.
+  Kept few(const StoredEdges& edges, Visit visit) { return find(few_, edges, visit); }
+
+  // Values by row: in the stored order of the rows, or as `few` visits them.
   template <class A>
-  RowValues<A>& row_values() {
-    if constexpr (sizeof(A) == sizeof(double)) return row_values_f64_;
-    else return row_values_f32_;
+  RowValues<A>& row_values(bool as_few) {
+    if constexpr (sizeof(A) == sizeof(double)) return row_values_f64_[as_few];
+    else return row_values_f32_[as_few];
   }
 
  private:
@@ -34,9 +38,9 @@ class LinearPlan {
   }
 
   std::mutex mutex_;
-  Kept forward_[2], backward_, scatter_;
-  RowValues<float> row_values_f32_;
-  RowValues<double> row_values_f64_;
+  Kept forward_[2], backward_, scatter_, few_;
+  RowValues<float> row_values_f32_[2];
+  RowValues<double> row_values_f64_[2];
 };
 
 }  // namespace sparsekern

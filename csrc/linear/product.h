@@ -77,10 +77,13 @@ struct ValueReader {
     return wide_values;
   }
 
-  // All of them as a packed order visits them, in scratch.
+  // All of them as a packed order visits them.
+  void packed(const EdgeOrder& order, A* out) const {
+    order.for_each_run([&](const Runs& runs, int64_t place) { read(runs, out + place); });
+  }
   const A* packed(const EdgeOrder& order, int64_t count, Scratch& scratch) const {
     A* out = scratch.get<A>(kValues, at_least_one(count));
-    order.for_each_run([&](const Runs& runs, int64_t place) { read(runs, out + place); });
+    packed(order, out);
     return out;
   }
 };

@@ -398,6 +398,7 @@ constexpr LinearKernels<A> linear_kernels() {
   table.store_tile = store_tile<A>;
   table.forward = linear_forward<A>;
   table.backward = linear_backward<A>;
+  table.forward_few = forward_few<A>;
   table.scatter = scatter_tile<A>;
   table.scatter_token = scatter_token<A>;
   table.digest = digest_bytes;

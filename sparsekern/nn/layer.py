@@ -78,14 +78,9 @@ class SparseLayer(nn.Module):
     @property
     def pattern(self) -> Pattern:
         """The layer's topology; a view on its buffers."""
-        return Pattern.from_buffers(
-            self.matrix_shape,
-            self.ccol_indices,
-            self.row_indices,
-            self.crow_indices,
-            self.col_indices,
-            self.permutation,
-        )
+        # A module's attributes are looked up slowly, and each call of the layer asks for five.
+        buffers: dict[str, Any] = self._buffers
+        return Pattern.from_buffers(self.matrix_shape, *[buffers[name] for name in _INDEX_BUFFERS])
 
     @property
     def nnz(self) -> int:
