@@ -17,12 +17,16 @@ CHARTS = re.compile(r"(<!-- chart (\S+): ([^>]*) -->\n)(.*?)(<!-- end -->)", re.
 
 def tables(page: str) -> str:
     """A page's tables, each after its third-level heading if it has one, as a bold line."""
-    kept = []
+    kept: list[str] = []
+    before = ""
     for line in page.splitlines():
         if line.startswith("### "):
-            kept.append(f"\n**{line[4:]}**\n")
+            kept += ["", f"**{line[4:]}**", ""]
         elif line.startswith("|"):
+            if kept and kept[-1] and not before.startswith("|"):
+                kept.append("")  # or two tables would be one
             kept.append(line)
+        before = line
     return "\n".join(kept).strip("\n")
 
 

@@ -485,3 +485,9 @@ def test_interleaved_times_every_candidate_each_round():
 
 def test_tables_are_markdown():
     assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_tables_that_follow_one_another_stay_apart():
+    table = "| a |\n| --- |\n| 1 |"
+    page = f"text\n\n{table}\n\n{table}\n\n### Third\n\n{table}\n"
+    assert tables(page) == f"{table}\n\n{table}\n\n**Third**\n\n{table}"
