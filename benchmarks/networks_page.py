@@ -26,8 +26,8 @@ def page(result: dict[str, Any], chart: str | None) -> str:
         "# Whole networks' training step",
         f"Forward, backward and optimizer, float32, {result['batch']} images; medians of {result['rounds']} rounds, in "
         "each of which every candidate ran once on the same fresh images. The sparse networks' gradients were compared "
-        'before with those of dense networks with the same zeros. "dense" is the network as users run it; the sparse ones, and '
-        "\"dense, sparsekern's modules\", have this library's fused norms, activations and attention.",
+        'before with those of dense networks with the same zeros. "dense" is the network as users run it; the sparse '
+        "ones, and \"dense, sparsekern's modules\", have this library's fused norms, activations and attention.",
         process.KEPT,
         report.where(result),
         *([f"![Parts of the step]({chart})"] if chart else []),
