@@ -57,7 +57,7 @@ struct Forward {
       for (size_t p = 0; p < order.panels().size(); ++p)
         for (int64_t begin = 0; begin < edges.outputs; begin += kLinearBlock)
           most = std::max(most, edges_of(order.panels()[p], begin, std::min(edges.outputs, begin + kLinearBlock)));
-      bytes = most * static_cast<int64_t>(sizeof(A) + sizeof(int32_t));
+      bytes = (most * static_cast<int64_t>(sizeof(A) + sizeof(int32_t)) + 63) / 64 * 64;  // each thread's on its own line
       memory = product.scratch.template get<char>(kChunk, at_least_one(bytes * num_threads()));
     }
 
