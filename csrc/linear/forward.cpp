@@ -57,7 +57,8 @@ struct Forward {
       for (size_t p = 0; p < order.panels().size(); ++p)
         for (int64_t begin = 0; begin < edges.outputs; begin += kLinearBlock)
           most = std::max(most, edges_of(order.panels()[p], begin, std::min(edges.outputs, begin + kLinearBlock)));
-      bytes = (most * static_cast<int64_t>(sizeof(A) + sizeof(int32_t)) + 63) / 64 * 64;  // each thread's on its own line
+      // Each thread's on a cache line of its own.
+      bytes = (most * static_cast<int64_t>(sizeof(A) + sizeof(int32_t)) + 63) / 64 * 64;
       memory = product.scratch.template get<char>(kChunk, at_least_one(bytes * num_threads()));
     }
 
@@ -143,7 +144,8 @@ struct Forward {
     const int64_t width = one ? 1 : k.lanes;
     const StoredEdges edges{wide_pointers(t.by_column, t.columns, scratch), t.by_column.indices, t.columns, t.rows};
     const int64_t threads = t.nnz * width < kValueGrain ? 1 : num_threads();
-    const Visit visit{scatter_panel({tokens, t.rows, t.columns, t.nnz, static_cast<int>(width), 1, sizeof(A)}, threads), false};
+    const ProductSize size{tokens, t.rows, t.columns, t.nnz, static_cast<int>(width), 1, sizeof(A)};
+    const Visit visit{scatter_panel(size, threads), false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.scatter(edges, visit); });
     const A* values = ValueReader<A>{w, nullptr, false}.as_stored(t.nnz, scratch);
     const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
