@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.backends.kept import Kept
 
 # Pointer arrays (ccol_indices, crow_indices, permutation) are int32 below this many edges, int64 from it on.
 INT32_EDGES = 2**31
@@ -174,7 +173,7 @@ class Pattern:
         pattern.shape = shape
         pattern.ccol_indices = ccol_indices
         pattern.row_indices = row_indices
-        _remember(_checked_pairs, (ccol_indices, row_indices), shape[0])
+        _checked_pairs.put(shape[0], ccol_indices, row_indices)
         return pattern
 
     def _completed(self) -> Pattern:
@@ -188,7 +187,7 @@ class Pattern:
             raise AttributeError(name)
         derived = _transpose(self.ccol_indices, self.row_indices, self.shape[0])
         self.crow_indices, self.col_indices, self.permutation = derived
-        _remember(_checked_patterns, self.tensors())
+        _checked_patterns.put(True, *self.tensors())
         return getattr(self, name)
 
     @property
@@ -227,7 +226,7 @@ class Pattern:
         """``validate``, at no cost when this very content has been validated before."""
         rows, cols = self.shape
         sizes_fit = self.ccol_indices.numel() == cols + 1 and self.crow_indices.numel() == rows + 1
-        if not (sizes_fit and _known(_checked_patterns, self.tensors())):
+        if not (sizes_fit and _checked_patterns.get(*self.tensors())):
             self.validate()
 
     def edges(self) -> tuple[Tensor, Tensor]:
@@ -260,7 +259,7 @@ class Pattern:
     def _with(self, tensors: tuple[Tensor, ...]) -> Pattern:
         """The same content in other tensors, as well checked as this."""
         pattern = type(self).from_buffers(self.shape, *tensors)
-        if _known(_checked_patterns, self.tensors()):
+        if _checked_patterns.get(*self.tensors()):
             _remember_all(pattern.tensors())
         return pattern
 
@@ -280,7 +279,7 @@ class Pattern:
             raise ValueError(f"other is {other}; expected shape {self.shape} and nnz {self.nnz}")
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
-        if _known(_checked_patterns, other.tensors()):
+        if _checked_patterns.get(*other.tensors()):
             _remember_all(self.tensors())
 
     def to_mask(self) -> Tensor:
@@ -398,7 +397,7 @@ def check_tensors(
         ValueError: names the tensor, the position and the value that is wrong.
     """
     tensors = (ccol_indices, row_indices, crow_indices, col_indices, permutation)
-    if not _known(_checked_patterns, tensors):
+    if not _checked_patterns.get(*tensors):
         _validate(tensors)
 
 
@@ -410,57 +409,22 @@ def check_csc(ccol_indices: Tensor, row_indices: Tensor, n_rows: int) -> None:
         ValueError: names the tensor, the position and the value that is wrong.
     """
     tensors = (ccol_indices, row_indices)
-    if _known(_checked_pairs, tensors, n_rows):
+    if _checked_pairs.get(*tensors) == n_rows:
         return
     _check_storage(tensors)
     if not row_indices.is_meta:
         _check_pair(("ccol_indices", ccol_indices), ("row_indices", row_indices), n_rows)
-        _remember(_checked_pairs, tensors, n_rows)
+        _checked_pairs.put(n_rows, *tensors)
 
 
-# What has been checked: by the identity of the last tensor, weak references to all with their versions. A
-# tensor written in place has another version, a copied or unpickled one another identity. Writing through
-# `.data` changes neither: torch does not count it.
-_Entry = tuple[int, tuple[tuple["weakref.ref[Tensor]", int, int, int], ...]]
-_checked_patterns: dict[int, _Entry] = {}
-_checked_pairs: dict[int, _Entry] = {}
-
-
-def _known(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int = -1) -> bool:
-    entry = registry.get(id(tensors[-1]))
-    if entry is None or entry[0] != n_rows:
-        return False
-    for tensor, (reference, version, address, size) in zip(tensors, entry[1], strict=True):
-        if reference() is not tensor or version != tensor._version:
-            return False
-        if address != tensor.data_ptr() or size != tensor.numel():
-            return False
-    return True
-
-
-def _remember(registry: dict[int, _Entry], tensors: tuple[Tensor, ...], n_rows: int = -1) -> None:
-    if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):  # no version to know a change by
-        return
-    key = id(tensors[-1])
-
-    def forget(reference: weakref.ref[Tensor]) -> None:
-        entry = registry.get(key)
-        if entry is not None and entry[1][-1][0] is reference:
-            del registry[key]
-
-    references = [weakref.ref(tensor) for tensor in tensors[:-1]] + [weakref.ref(tensors[-1], forget)]
-    registry[key] = (
-        n_rows,
-        tuple(
-            (reference, tensor._version, tensor.data_ptr(), tensor.numel())
-            for reference, tensor in zip(references, tensors, strict=True)
-        ),
-    )
+# What has been checked: whole patterns, and stored pairs with the number of rows that they were checked for.
+_checked_patterns: Kept[bool] = Kept()
+_checked_pairs: Kept[int] = Kept()
 
 
 def _remember_all(tensors: Tensors) -> None:
-    _remember(_checked_patterns, tensors)
-    _remember(_checked_pairs, tensors[:2], tensors[2].numel() - 1)
+    _checked_patterns.put(True, *tensors)
+    _checked_pairs.put(tensors[2].numel() - 1, *tensors[:2])
 
 
 def _validate(tensors: Tensors) -> None:

@@ -1,12 +1,14 @@
 """Calls the C++ linear kernels. Arguments were checked by the operators; outputs are allocated here."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparsekern import _C
 from sparsekern.backends.kept import Kept
 
-_plans: Kept[_C.LinearPlan] = Kept(_C.LinearPlan)
+_plans: Kept[_C.LinearPlan] = Kept()
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -18,7 +20,12 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
     return x, x.stride(0)
 
 
-def _address(tensor: Tensor | None) -> int:
+def _plan(ccol: Tensor, row: Tensor) -> Any:
+    """What the topology's products keep; None where nothing can be kept."""
+    return _plans.get(ccol, row) or _plans.put(_C.LinearPlan(), ccol, row)
+
+
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -38,7 +45,7 @@ def linear(
     rows, columns = crow.numel() - 1, ccol.numel() - 1
     y = torch.empty(x.shape[0], rows, dtype=x.dtype)
     _C.linear_forward(
-        _plans.get(ccol, row),
+        _plan(ccol, row),
         rows,
         columns,
         row.numel(),
@@ -56,7 +63,7 @@ def linear(
         w.data_ptr(),
         0 if w.is_inference() else w._version,
         0 if bias is None else DTYPE_CODES[bias.dtype],
-        _address(bias),
+        address(bias),
         y.data_ptr(),
     )
     return y
@@ -76,7 +83,7 @@ def _backward(
     x, x_stride = (None, 0) if x is None else _rows(x)
     w = None if w is None else w.contiguous()
     _C.linear_backward(
-        _plans.get(ccol, row),
+        _plan(ccol, row),
         grad.shape[1],
         ccol.numel() - 1,
         row.numel(),
@@ -87,15 +94,15 @@ def _backward(
         DTYPE_CODES[grad.dtype],
         grad.data_ptr(),
         grad_stride,
-        _address(x),
+        address(x),
         x_stride,
         0 if w is None else DTYPE_CODES[w.dtype],
-        _address(w),
-        _address(dx),
+        address(w),
+        address(dx),
         0 if dw is None else DTYPE_CODES[dw.dtype],
-        _address(dw),
+        address(dw),
         0 if dbias is None else DTYPE_CODES[dbias.dtype],
-        _address(dbias),
+        address(dbias),
     )
 
 

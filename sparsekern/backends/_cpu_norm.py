@@ -4,13 +4,9 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
-from sparsekern.backends._cpu_linear import DTYPE_CODES
+from sparsekern.backends._cpu_linear import DTYPE_CODES, address
 from sparsekern.backends._reference_linear import accumulation_dtype
 from sparsekern.backends._reference_norm import output_format
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _channels(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -37,9 +33,9 @@ def _forward(
     residual = None if residual is None else residual.contiguous()
     weight, bias = _channels(weight, mean.dtype), _channels(bias, mean.dtype)
     y = torch.empty(x.shape, dtype=x.dtype)
-    tensors = (x.data_ptr(), _address(weight), _address(bias), mean.data_ptr(), var.data_ptr())
+    tensors = (x.data_ptr(), address(weight), address(bias), mean.data_ptr(), var.data_ptr())
     _C.norm_forward(
-        _size(x), DTYPE_CODES[x.dtype], tensors, eps, relu, batch_statistics, _address(residual), y.data_ptr()
+        _size(x), DTYPE_CODES[x.dtype], tensors, eps, relu, batch_statistics, address(residual), y.data_ptr()
     )
     return y.contiguous(memory_format=memory_format)
 
@@ -95,15 +91,15 @@ def batch_norm_backward(
     _C.norm_backward(
         _size(x),
         DTYPE_CODES[x.dtype],
-        (x.data_ptr(), _address(weight), _address(bias), mean.data_ptr(), var.data_ptr()),
+        (x.data_ptr(), address(weight), address(bias), mean.data_ptr(), var.data_ptr()),
         eps,
         relu,
         batch_statistics and x.numel() > 0,
         grad.data_ptr(),
-        _address(y),
+        address(y),
         (
-            _address(dx if need_x else None),
-            _address(dresidual if need_residual else None),
+            address(dx if need_x else None),
+            address(dresidual if need_residual else None),
             dweight.data_ptr(),
             dbias.data_ptr(),
         ),
