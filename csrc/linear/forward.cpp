@@ -108,12 +108,12 @@ struct Forward {
   template <class Multiply>
   void by_row(const StoredEdges& edges, const EdgeOrder& order, const std::vector<TokenTile>& tiles,
               const int32_t* col, const A* values, const Multiply& multiply) const {
-    const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
+    const A* start = bias.data ? widened(bias, t.rows, kBias) : zeros(t.rows, kBias);
     const bool stream = streams(y, tokens);
     Schedule<A>{edges, order, tiles, Schedule<A>::share_tokens(tiles.size())}.run(
         x, nullptr, scratch,
         [&](const TokenTile& tile, size_t p, const A* x_tile, A* sums, int64_t thread, int64_t begin, int64_t end) {
-          multiply({order.panels()[p], col, values, wide_bias, x_tile, sums, tokens_of(y, tile, stream), tile.vectors,
+          multiply({order.panels()[p], col, values, start, x_tile, sums, tokens_of(y, tile, stream), tile.vectors,
                     begin, end},
                    thread);
         });
@@ -136,6 +136,12 @@ struct Forward {
     A* wide = scratch.get<A>(slot, at_least_one(count));
     k.widen(values.dtype, values.data, count, wide);
     return wide;
+  }
+
+  const A* zeros(int64_t count, Slot slot) const {
+    A* zero = scratch.get<A>(slot, at_least_one(count));
+    std::fill_n(zero, count, A{0});
+    return zero;
   }
 
   // At most one vector of tokens: edge by edge as the values are stored, each thread on rows of its own.

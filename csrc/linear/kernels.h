@@ -40,7 +40,7 @@ struct LinearForwardTask {
   Panel panel;         // outputs are rows
   const int32_t* col;  // (nnz,)
   const A* values;     // (nnz,)
-  const A* bias;       // (rows,) or null
+  const A* bias;       // (rows,): what sums start from
   const A* x_tile;     // [columns][width]
   A* sums;             // [rows][width], or null with a single panel
   Tokens y;

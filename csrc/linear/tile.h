@@ -19,6 +19,25 @@ constexpr int kMaxVectors = 4;
 // How many vectors ahead of a load its token's features are asked for: memory at large strides is not foreseen.
 constexpr int kPrefetchVectors = 8;
 
+// Transposes what there is of a square: `rows` rows of `lanes` elements, zeros elsewhere. Not inlined: GCC would repeat
+// the shuffles in each branch of the caller that stores some of the result.
+template <class A, class T>
+[[gnu::noinline]] void transpose_part(const T* from, int64_t stride, int64_t rows, int64_t lanes, A* square) {
+  constexpr int W = kLanes<A>;
+  Vec<A> r[W];
+  for (int i = 0; i < W; ++i) r[i] = i < rows ? load_widened<A>(from + i * stride, lanes) : Vec<A>{};
+  transpose<A>(r);
+  store_square<A, false>(r, square, W);
+}
+
+template <class A>
+SK_INLINE Vec<A> sum_of(const Vec<A>* r) {
+  Vec<A> sum = r[0];
+  SK_UNROLL
+  for (int i = 1; i < kLanes<A>; ++i) sum += r[i];
+  return sum;
+}
+
 template <class A, bool Sums, class T>
 SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, int vectors,
                             A* tile, A* sums) {
@@ -27,30 +46,27 @@ SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t 
   for (int v = 0; v < vectors; ++v) {
     const T* x_v = x + v * W * stride;
     const int64_t here = tokens - v * W;
-    for (int64_t f = begin; f < end; f += W) {
-      Vec<A> r[W];
-      if (here >= W && end - f >= W) {
-        SK_UNROLL
-        for (int i = 0; i < W; ++i) {
-          __builtin_prefetch(x_v + i * stride + f + kPrefetchVectors * W, 0, 2);
-          r[i] = load_widened<A>(x_v + i * stride + f);
+    A* out = tile + v * W;
+    int64_t f = begin;
+    if (here >= W) {
+      for (; f + W <= end; f += W, out += W * width) {
+        Vec<A> r[W];
+        load_square<A>(x_v + f, stride, kPrefetchVectors * W, r);
+        if constexpr (Sums) store_unaligned<A>(sums + f, load_unaligned<A>(sums + f) + sum_of<A>(r));
+        transpose<A>(r);
+        store_square<A, false>(r, out, width);
+      }
+    }
+    for (; f < end; f += W, out += W * width) {
+      const int64_t features = end - f < W ? end - f : W;
+      alignas(64) A square[W * W];
+      transpose_part<A>(x_v + f, stride, here, features, square);
+      for (int64_t i = 0; i < features; ++i) {
+        const Vec<A> tokens_of_feature = load<A>(square + i * W);
+        store<A>(out + i * width, tokens_of_feature);
+        if constexpr (Sums) {
+          for (int lane = 0; lane < W; ++lane) sums[f + i] += tokens_of_feature[lane];
         }
-      } else {
-        for (int i = 0; i < W; ++i) r[i] = i < here ? load_widened<A>(x_v + i * stride + f, end - f) : Vec<A>{};
-      }
-      if constexpr (Sums) {
-        Vec<A> sum = r[0];
-        SK_UNROLL
-        for (int i = 1; i < W; ++i) sum += r[i];
-        store_narrowed<A>(sums + f, load_widened<A>(sums + f, end - f) + sum, end - f);
-      }
-      transpose<A>(r);
-      A* out = tile + (f - begin) * width + v * W;
-      if (end - f >= W) {
-        SK_UNROLL
-        for (int i = 0; i < W; ++i) store<A>(out + i * width, r[i]);
-      } else {
-        for (int i = 0; i < end - f; ++i) store<A>(out + i * width, r[i]);
       }
     }
   }
@@ -66,26 +82,22 @@ SK_INLINE void store_tile_of(const A* tile, int vectors, T* y, int64_t stride, i
     T* y_v = y + v * W * stride;
     const int64_t here = tokens - v * W;
     if (here <= 0) return;
-    for (int64_t f = begin; f < end; f += W) {
-      Vec<A> r[W];
-      const A* in = tile + (f - begin) * width + v * W;
-      if (here >= W && end - f >= W) {
-        SK_UNROLL
-        for (int i = 0; i < W; ++i) r[i] = load<A>(in + i * width);
+    const A* in = tile + v * W;
+    int64_t f = begin;
+    if (here >= W) {
+      for (; f + W <= end; f += W, in += W * width) {
+        Vec<A> r[W];
+        load_square<A>(in, width, 0, r);
         transpose<A>(r);
-        SK_UNROLL
-        for (int i = 0; i < W; ++i) {
-          if constexpr (Stream && sizeof(T) == sizeof(A)) {
-            stream<A>(reinterpret_cast<A*>(y_v + i * stride + f), r[i]);
-          } else {
-            store_narrowed<A>(y_v + i * stride + f, r[i]);
-          }
-        }
-      } else {
-        for (int i = 0; i < W; ++i) r[i] = i < end - f ? load<A>(in + i * width) : Vec<A>{};
-        transpose<A>(r);
-        for (int i = 0; i < W && i < here; ++i) store_narrowed<A>(y_v + i * stride + f, r[i], end - f);
+        store_square<A, Stream>(r, y_v + f, stride);
       }
+    }
+    for (; f < end; f += W, in += W * width) {
+      const int64_t features = end - f < W ? end - f : W;
+      alignas(64) A square[W * W];
+      transpose_part<A>(in, width, features, W, square);
+      for (int64_t i = 0; i < W && i < here; ++i)
+        store_narrowed<A>(y_v + i * stride + f, load<A>(square + i * W), features);
     }
   }
 }
@@ -127,31 +139,32 @@ void store_tile(const A* tile, int vectors, const Tokens& y, int64_t begin, int6
   });
 }
 
-template <class A, int V>
-SK_INLINE void multiply_add_row(Vec<A>* sum, const int32_t* __restrict col, const A* __restrict values, int64_t k,
-                                int64_t end, const A* x_tile) {
+// Rows of the forward that are summed side by side: enough chains of multiply-adds that none waits for its latency. A
+// row's sums are one chain each, in the order of its edges, so that no way of cutting the product changes their bits.
+template <int V>
+constexpr int kRowsAtOnce = V >= 4 ? 2 : 4;
+
+// sums[j] += values[k] * x[col[k]] over the edges k in [begin[j], end[j]).
+template <class A, int V, int Rows>
+SK_INLINE void multiply_add_rows(Vec<A> (*sums)[V], const int64_t* begin, const int64_t* end, const int32_t* col,
+                                 const A* values, const A* x_tile) {
   constexpr int W = kLanes<A>;
-  if constexpr (V <= 4) {
-    // Two sets of sums: with few vectors one set would wait for the multiply-add's latency.
-    Vec<A> other[V] = {};
-    for (; k + 1 < end; k += 2) {
-      const A* x0 = x_tile + int64_t{col[k]} * (V * W);
-      const A* x1 = x_tile + int64_t{col[k + 1]} * (V * W);
-      const Vec<A> w0 = broadcast<A>(values[k]), w1 = broadcast<A>(values[k + 1]);
-      SK_UNROLL
-      for (int v = 0; v < V; ++v) {
-        sum[v] += w0 * load<A>(x0 + v * W);
-        other[v] += w1 * load<A>(x1 + v * W);
-      }
-    }
-    SK_UNROLL
-    for (int v = 0; v < V; ++v) sum[v] += other[v];
-  }
-  for (; k < end; ++k) {
+  int64_t together = end[0] - begin[0];
+  SK_UNROLL
+  for (int j = 1; j < Rows; ++j) together = end[j] - begin[j] < together ? end[j] - begin[j] : together;
+  const auto add = [&](int j, int64_t k) {
     const A* x = x_tile + int64_t{col[k]} * (V * W);
     const Vec<A> w = broadcast<A>(values[k]);
     SK_UNROLL
-    for (int v = 0; v < V; ++v) sum[v] += w * load<A>(x + v * W);
+    for (int v = 0; v < V; ++v) sums[j][v] += w * load<A>(x + v * W);
+  };
+  for (int64_t i = 0; i < together; ++i) {
+    SK_UNROLL
+    for (int j = 0; j < Rows; ++j) add(j, begin[j] + i);
+  }
+  SK_UNROLL
+  for (int j = 0; j < Rows; ++j) {
+    for (int64_t k = begin[j] + together; k < end[j]; ++k) add(j, k);
   }
 }
 
@@ -161,36 +174,47 @@ SK_INLINE A* block_sums(A* sums, A* local, int64_t begin) {
   return sums ? sums + begin * (V * kLanes<A>) : local;
 }
 
-template <class A, int V>
-void forward_tile(const LinearForwardTask<A>& t) {
+// The outputs visited i-th and next, `Rows` of them, of the block that begins at `block`.
+template <class A, int V, int Rows, bool First>
+SK_INLINE void forward_rows(const Panel& panel, const int32_t* col, const A* values, const A* bias, const A* x_tile,
+                            int64_t block, int64_t i, A* block_sums) {
+  constexpr int W = kLanes<A>;
+  Vec<A> sums[Rows][V];
+  A* out[Rows];
+  SK_UNROLL
+  for (int j = 0; j < Rows; ++j) {
+    const int64_t row = panel.visited(block, i + j);
+    out[j] = block_sums + (row - block) * (V * W);
+    SK_UNROLL
+    for (int v = 0; v < V; ++v) sums[j][v] = First ? broadcast<A>(bias[row]) : load<A>(out[j] + v * W);
+  }
+  multiply_add_rows<A, V, Rows>(sums, panel.begin + i, panel.end + i, col, values, x_tile);
+  SK_UNROLL
+  for (int j = 0; j < Rows; ++j) {
+    SK_UNROLL
+    for (int v = 0; v < V; ++v) store<A>(out[j] + v * W, sums[j][v]);
+  }
+}
+
+template <class A, int V, bool First>
+void forward_panel(const LinearForwardTask<A>& t) {
   constexpr int64_t kWidth = V * kLanes<A>;
+  constexpr int kRows = kRowsAtOnce<V>;
   alignas(64) A local_sums[kLinearBlock * kWidth];
+  // Copies: what vectors are written to might be the task, for all the compiler knows.
+  const Panel panel = t.panel;
+  const int32_t* col = t.col;
+  const A* values = t.values;
+  const A* bias = t.bias;
+  const A* x_tile = t.x_tile;
   for (int64_t begin = t.row_begin; begin < t.row_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.row_end ? begin + kLinearBlock : t.row_end;
     A* block = block_sums<A, V>(t.sums, local_sums, begin);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t r = t.panel.visited(begin, i);
-      A* out = block + (r - begin) * kWidth;
-      Vec<A> sum[V];
-      if (t.panel.first) {
-        const Vec<A> start = broadcast<A>(t.bias ? t.bias[r] : A{0});
-        SK_UNROLL
-        for (int v = 0; v < V; ++v) sum[v] = start;
-      } else {
-        // The sums of a block come from the second cache: those of a later output are asked for while this one is made.
-        if (i + 2 < end) {
-          const A* coming = block + (t.panel.visited(begin, i + 2) - begin) * kWidth;
-          SK_UNROLL
-          for (int v = 0; v < V; ++v) __builtin_prefetch(coming + v * kLanes<A>);
-        }
-        SK_UNROLL
-        for (int v = 0; v < V; ++v) sum[v] = load<A>(out + v * kLanes<A>);
-      }
-      multiply_add_row<A, V>(sum, t.col, t.values, t.panel.begin[i], t.panel.end[i], t.x_tile);
-      SK_UNROLL
-      for (int v = 0; v < V; ++v) store<A>(out + v * kLanes<A>, sum[v]);
-    }
-    if (t.panel.last) store_tile<A>(block, V, t.y, begin, end);
+    int64_t i = begin;
+    for (; i + kRows <= end; i += kRows)
+      forward_rows<A, V, kRows, First>(panel, col, values, bias, x_tile, begin, i, block);
+    for (; i < end; ++i) forward_rows<A, V, 1, First>(panel, col, values, bias, x_tile, begin, i, block);
+    if (panel.last) store_tile<A>(block, V, t.y, begin, end);
   }
   stream_fence();  // once, not after each block: it waits for all stores
 }
@@ -200,8 +224,7 @@ template <class A>
 SK_INLINE void add_lane_sums(const A* spread, A* dw, int64_t count) {
   constexpr int W = kLanes<A>;
   Vec<A> r[W];
-  SK_UNROLL
-  for (int i = 0; i < W; ++i) r[i] = load<A>(spread + i * W);
+  load_square<A>(spread, W, 0, r);
   const Vec<A> sums = sum_each<A>(r);
   store_narrowed<A>(dw, load_widened<A>(dw, count) + sums, count);
 }
@@ -216,35 +239,40 @@ void backward_tile(const LinearBackwardTask<A>& t) {
   alignas(64) A spread[W * W] = {};
   int waiting = 0;
   int64_t k = 0;
-  const int32_t* __restrict row = t.row;
+  // Copies: what vectors are written to might be the task, for all the compiler knows.
+  const Panel panel = t.panel;
+  const int32_t* row = t.row;
+  const A* values = t.values;
+  const A* grad_tile = t.grad_tile;
+  A* dw = t.dw;
   for (int64_t begin = t.column_begin; begin < t.column_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.column_end ? begin + kLinearBlock : t.column_end;
     A* block = WantX ? block_sums<A, V>(t.sums, local_sums, begin) : nullptr;
     if constexpr (WantW) load_tile<A>(t.x, begin, end, V, x_block, nullptr);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = t.panel.visited(begin, i);
+      const int64_t c = panel.visited(begin, i);
       const int64_t place = (c - begin) * kWidth;
-      const int64_t last = t.panel.end[i];
+      const int64_t last = panel.end[i];
       if constexpr (WantW) {
-        if (!t.panel.adjacent && waiting > 0) {
-          add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
+        if (!panel.adjacent && waiting > 0) {
+          add_lane_sums<A>(spread, dw + k - waiting, waiting);
           waiting = 0;
         }
       }
-      k = t.panel.begin[i];
+      k = panel.begin[i];
       Vec<A> x[V], dx[V];
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
         if constexpr (WantW) x[v] = load<A>(x_block + place + v * W);
         dx[v] = Vec<A>{};
         if constexpr (WantX) {
-          if (!t.panel.first) dx[v] = load<A>(block + place + v * W);
+          if (!panel.first) dx[v] = load<A>(block + place + v * W);
         }
       }
       for (; k < last; ++k) {
-        const A* grad = t.grad_tile + int64_t{row[k]} * kWidth;
+        const A* grad = grad_tile + int64_t{row[k]} * kWidth;
         Vec<A> w{}, even{}, odd{};
-        if constexpr (WantX) w = broadcast<A>(t.values[k]);
+        if constexpr (WantX) w = broadcast<A>(values[k]);
         SK_UNROLL
         for (int v = 0; v < V; ++v) {
           Vec<A> g = load<A>(grad + v * W);
@@ -265,7 +293,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
         if constexpr (WantW) {
           store<A>(spread + waiting * W, V > 1 ? even + odd : even);
           if (++waiting == W) {
-            add_lane_sums<A>(spread, t.dw + k - (W - 1), W);
+            add_lane_sums<A>(spread, dw + k - (W - 1), W);
             waiting = 0;
           }
         }
@@ -276,13 +304,19 @@ void backward_tile(const LinearBackwardTask<A>& t) {
       }
     }
     if constexpr (WantX) {
-      if (t.panel.last) store_tile<A>(block, V, t.dx, begin, end);
+      if (panel.last) store_tile<A>(block, V, t.dx, begin, end);
     }
   }
   if constexpr (WantX) stream_fence();
   if constexpr (WantW) {
-    if (waiting > 0) add_lane_sums<A>(spread, t.dw + k - waiting, waiting);
+    if (waiting > 0) add_lane_sums<A>(spread, dw + k - waiting, waiting);
   }
+}
+
+template <class A, int V>
+void forward_tile(const LinearForwardTask<A>& task) {
+  if (task.panel.first) return forward_panel<A, V, true>(task);
+  forward_panel<A, V, false>(task);
 }
 
 template <class A>

@@ -9,9 +9,12 @@ namespace {
 
 // What visiting an output costs besides its edges, in edges.
 constexpr int64_t kOutputCost = 8;
-// Edges that an output must find in a panel to repay the visit: in one of the nearest cache, in one of the second, and
-// where the edges of a single tile are not packed, so that each visit begins with a cache miss.
-constexpr int64_t kNearEdges = 12, kFarEdges = 8, kCutEdges = 32;
+// Edges that an output must find in a panel to repay the visit: in the forward, in the backward, and where the edges of
+// a single tile are not packed, so that each visit begins with a cache miss.
+constexpr int64_t kForwardEdges = 8, kBackwardEdges = 16, kCutEdges = 32;
+// Tiles are the narrower the fewer edges an output has: what is loaded and stored once matters more, what is loaded for
+// each edge less, and a narrow tile stays in the caches beside the activations that stream past it.
+constexpr int64_t kManyEdges = 64, kSomeEdges = 8;
 // Columns whose values a row may gather from: their lines and pages are all in use at once.
 constexpr int64_t kGatherColumns = 1024;
 
@@ -22,10 +25,6 @@ bool pays(const ProductSize& s, int64_t panel, int64_t least) {
   return panel < s.gathered && s.edges * panel >= least * s.gathered * s.outputs;
 }
 
-// Shares of the caches that gathered features may take: the rest is for what streams past them.
-int64_t near_bytes() { return caches().first; }
-int64_t far_bytes() { return caches().second / 2; }
-
 // The fewest vectors, a power of two, that hold the tokens; at most `most`.
 int vectors_for(const ProductSize& s, int most) {
   int vectors = 1;
@@ -35,6 +34,12 @@ int vectors_for(const ProductSize& s, int most) {
 
 bool is_single(const ProductSize& s, int vectors) { return s.tokens <= int64_t{vectors} * s.lanes; }
 
+// Half as many vectors, down to two, until the whole tile takes at most so many bytes.
+int narrowed(const ProductSize& s, int vectors, int64_t bytes) {
+  while (vectors > 2 && s.gathered * feature_bytes(s, vectors) > bytes) vectors /= 2;
+  return vectors;
+}
+
 }  // namespace
 
 Tiling forward_tiling(const ProductSize& s) {
@@ -43,31 +48,28 @@ Tiling forward_tiling(const ProductSize& s) {
     const int64_t panel = pays(s, kGatherColumns, kCutEdges) ? kGatherColumns : 2 * kGatherColumns;
     return {vectors, pays(s, panel, kCutEdges) ? panel : s.gathered};
   }
-  const int64_t near = near_bytes() / feature_bytes(s, vectors);
-  if (pays(s, near, kNearEdges)) return {vectors, near};
-  while (vectors > 1 && s.gathered * feature_bytes(s, vectors) > 2 * far_bytes()) {
-    const int64_t far = far_bytes() / feature_bytes(s, vectors);
-    if (pays(s, far, kFarEdges)) return {vectors, far};
-    vectors /= 2;
-  }
+  const int64_t first = caches().first, second = caches().second;
+  const int64_t near = first * 3 / 2 / feature_bytes(s, vectors);
+  if (pays(s, near, kForwardEdges)) return {vectors, near};
+  vectors = narrowed(s, vectors, second / 8);
+  const int64_t far = second / 2 / feature_bytes(s, vectors);
+  if (s.gathered > 2 * far && pays(s, far, kForwardEdges)) return {vectors, far};
   return {std::max(vectors, std::min(2, s.max_vectors)), s.gathered};
 }
 
 Tiling backward_tiling(const ProductSize& s) {
-  int vectors = vectors_for(s, s.max_vectors);
+  const int vectors = vectors_for(s, s.max_vectors);
   if (is_single(s, vectors)) return {vectors, s.gathered};
-  while (vectors > 2 && s.gathered * feature_bytes(s, vectors) > far_bytes()) {
-    const int64_t far = far_bytes() / 2 / feature_bytes(s, vectors);
-    if (pays(s, far, 2 * kFarEdges)) return {vectors, far};
-    if (s.gathered * feature_bytes(s, vectors / 2) <= 2 * far_bytes()) return {vectors / 2, s.gathered};
-    vectors /= 2;
-  }
-  return {vectors, s.gathered};
+  const int64_t second = caches().second, edges = s.edges / std::max<int64_t>(1, s.outputs);
+  const int64_t panel = second / 4 / feature_bytes(s, vectors);
+  if (s.gathered > 2 * panel && pays(s, panel, kBackwardEdges)) return {vectors, panel};
+  const int64_t bytes = edges >= kManyEdges ? second : edges >= kSomeEdges ? second / 2 : second / 8;
+  return {narrowed(s, vectors, bytes), s.gathered};
 }
 
 int64_t scatter_panel(const ProductSize& s, int64_t threads) {
   const int64_t near = std::max<int64_t>(1, caches().first / 2 / feature_bytes(s, 1));
-  const int64_t panels = pays(s, near, kFarEdges / 2) ? (s.gathered + near - 1) / near : 1;
+  const int64_t panels = pays(s, near, kForwardEdges / 2) ? (s.gathered + near - 1) / near : 1;
   const int64_t shared = (panels + threads - 1) / threads * threads;
   return std::max<int64_t>(1, (s.gathered + shared - 1) / shared);
 }
