@@ -305,15 +305,19 @@ SK_INLINE Vec<float> widen_all(const bf16* p) {
   memcpy(&bits, p, sizeof bits);
   return reinterpret_cast<Vec<float>>(__builtin_convertvector(bits, WordVec) << 16);
 }
-SK_INLINE void narrow_all(Vec<float> v, bf16* p) {
+// Rounded to bfloat16, in the upper half of each word; the lower half is undefined.
+SK_INLINE WordVec bf16_in_upper_half(Vec<float> v) {
   const WordVec bits = reinterpret_cast<WordVec>(v);
   const WordVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const WordVec is_nan = reinterpret_cast<WordVec>((bits & 0x7fffffff) > 0x7f800000);
-  const WordVec chosen = (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+  return (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+}
+SK_INLINE void narrow_all(Vec<float> v, bf16* p) {
+  const WordVec words = bf16_in_upper_half(v) >> 16;
 #if defined(__AVX512F__)
-  const __m256i narrow = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(chosen >> 16));
+  const __m256i narrow = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)words);
 #else
-  const HalfVec narrow = __builtin_convertvector(chosen >> 16, HalfVec);
+  const HalfVec narrow = __builtin_convertvector(words, HalfVec);
 #endif
   memcpy(p, &narrow, sizeof narrow);
 }
@@ -382,8 +386,8 @@ SK_INLINE void store_narrowed(T* p, Vec<A> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = elements[i];
 }
 
-// A square of kLanes<A> vectors from and to rows `stride` elements apart. Loaded vectors are pinned: a transposition uses
-// each twice, and GCC would read it twice. `ahead` elements further on, memory is asked for into the second cache.
+// A square of kLanes<A> vectors from and to rows `stride` elements apart. Loaded vectors are pinned: a transposition
+// uses each twice, and GCC would read it twice. Memory `ahead` elements further on is asked for, into the second cache.
 template <class A, class T>
 SK_INLINE void load_square(const T* rows, int64_t stride, int64_t ahead, Vec<A>* r) {
   forget_origin(rows);
@@ -394,13 +398,14 @@ SK_INLINE void load_square(const T* rows, int64_t stride, int64_t ahead, Vec<A>*
     pin(r[i]);
   }
 }
+// The vectors' bits, whatever elements of T they hold.
 template <class A, bool PastCaches, class T>
 SK_INLINE void store_square(const Vec<A>* r, T* rows, int64_t stride) {
   forget_origin(rows);
   SK_UNROLL
   for (int i = 0; i < kLanes<A>; ++i, rows += stride) {
-    if constexpr (PastCaches && sizeof(T) == sizeof(A)) stream<A>(reinterpret_cast<A*>(rows), r[i]);
-    else store_narrowed<A>(rows, r[i]);
+    if constexpr (PastCaches) stream<A>(reinterpret_cast<A*>(rows), r[i]);
+    else memcpy(rows, &r[i], sizeof r[i]);
   }
 }
 

@@ -18,8 +18,8 @@ struct Backward {
   void run() const {
     const StoredEdges edges{wide_pointers(t.by_column, t.columns, scratch), t.by_column.indices, t.columns, t.rows};
     const Tiling tiling =
-        backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
-    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
+        backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(grad)});
+    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes, paired<A>(grad));
     const Visit visit{tiling.panel, tiles.size() >= kPackTiles};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.backward(edges, visit); });
     const ValueReader<A> reader{w, nullptr, false};
@@ -49,7 +49,7 @@ struct Backward {
         [&](const TokenTile& tile, size_t p, const A* grad_tile, A* sums, int64_t thread, int64_t begin, int64_t end) {
           A* my_dw = dw_sums ? dw_sums + (by_tokens ? thread * t.nnz : 0) : nullptr;
           k.backward({order->panels()[p], row, values, grad_tile, dx.data ? sums : nullptr, tokens_of(x, tile),
-                      tokens_of(dx, tile, stream), my_dw, tile.vectors, begin, end});
+                      tokens_of(dx, tile, stream), my_dw, tile.vectors, tile.paired, begin, end});
         });
     if (dbias.data) k.sum_parts(bias_sums, t.rows, parts, 0, t.rows, dbias.dtype, dbias.data);
     if (dw.data && dw_sums != dw.data) put_back(*order, dw_sums, parts);

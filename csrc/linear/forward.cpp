@@ -17,8 +17,8 @@ struct Forward {
   void run() const {
     const StoredEdges edges{wide_pointers(t.by_row, t.rows, scratch), t.by_row.indices, t.rows, t.columns};
     const Tiling tiling =
-        forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, static_cast<int>(sizeof(A))});
-    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes);
+        forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(x)});
+    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes, paired<A>(x));
     const ValueReader<A> reader{w, t.permutation, t.by_row.wide};
     if (tiles.size() >= kPackTiles) {
       const Visit visit{tiling.panel, true};
@@ -114,7 +114,7 @@ struct Forward {
         x, nullptr, scratch,
         [&](const TokenTile& tile, size_t p, const A* x_tile, A* sums, int64_t thread, int64_t begin, int64_t end) {
           multiply({order.panels()[p], col, values, start, x_tile, sums, tokens_of(y, tile, stream), tile.vectors,
-                    begin, end},
+                    tile.paired, begin, end},
                    thread);
         });
   }
@@ -155,10 +155,10 @@ struct Forward {
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.scatter(edges, visit); });
     const A* values = ValueReader<A>{w, nullptr, false}.as_stored(t.nnz, scratch);
     const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
-    const TokenTile tile{0, tokens, 1};
+    const TokenTile tile{0, tokens, 1, false};
     A* x_tile = scratch.get<A>(kTile, at_least_one(t.columns * width));
     if (one) k.widen(x.dtype, x.data, t.columns, x_tile);
-    else k.load_tile(tokens_of(x, tile), 0, t.columns, 1, x_tile, nullptr);
+    else k.load_tile(tokens_of(x, tile), 0, t.columns, 1, false, x_tile, nullptr);
     A* y_tile = scratch.get<A>(kSums, at_least_one(t.rows * width));
     const int64_t panels = static_cast<int64_t>(order->panels().size());
     const int64_t tasks = std::min(threads, panels);

@@ -1,6 +1,10 @@
-// The linear kernels that each instruction set provides. They work on tiles of tokens: a tile holds
-// activations feature-major, tile[feature][token], `vectors` vectors of tokens wide, so that an edge is one
-// multiply-add of whole vectors. A is the type sums are kept in, float or double.
+// The linear kernels that each instruction set provides. They work on tiles of tokens: a tile holds activations
+// feature-major, tile[feature][token], `vectors` vectors of tokens wide, so that an edge is one multiply-add of whole
+// vectors. A is the type sums are kept in, float or double.
+//
+// A tile of bfloat16 activations two vectors wide or more may be paired: a 32-bit word holds token t in its lower half and
+// token t + lanes in its upper one. The tile then takes half the room in the caches; vectors are widened where they are
+// used.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +26,8 @@ struct Tokens {
   bool stream;     // written past the caches; rows then begin on cache lines
 };
 
-// A run of the product over the edges whose gathered feature lies in one panel of the tile. Where there is more than one
-// panel, sums wait in `sums` between them.
+// A run of the product over the edges whose gathered feature lies in one panel of the tile. Where there is more than
+// one panel, sums wait in `sums` between them.
 struct Panel {
   const int64_t* begin;  // the i-th output to visit has the edges [begin[i], end[i]) in this panel
   const int64_t* end;
@@ -45,6 +49,7 @@ struct LinearForwardTask {
   A* sums;             // [rows][width], or null with a single panel
   Tokens y;
   int vectors;
+  bool paired;                 // the tile holds pairs
   int64_t row_begin, row_end;  // whole blocks, but for the last
 };
 
@@ -59,6 +64,7 @@ struct LinearBackwardTask {
   Tokens dx;           // data null when not wanted
   A* dw;               // (nnz,), added to; null when not wanted
   int vectors;
+  bool paired;                       // the tile holds pairs
   int64_t column_begin, column_end;  // whole blocks, but for the last
 };
 
@@ -90,7 +96,7 @@ struct LinearKernels {
   int max_vectors;  // widest tile, in vectors; narrower ones are powers of two
   // tile[f - begin][token] = x[token][f] for features begin <= f < end; tokens past the last are zero. Where `sums` is
   // given, sums[f] += each feature's sum over the tokens.
-  void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile, A* sums);
+  void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, bool paired, A* tile, A* sums);
   // The reverse. What it writes past the caches needs a fence, which the products below end with.
   void (*store_tile)(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end);
   void (*forward)(const LinearForwardTask<A>& task);

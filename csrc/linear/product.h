@@ -19,7 +19,7 @@ namespace linear {
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
 // Results from this size on are written past the caches.
-constexpr int64_t kStreamBytes = 4 << 20;
+constexpr int64_t kStreamBytes = 2 << 20;
 // A product with this many tiles goes over packed edges.
 constexpr int64_t kPackTiles = 2;
 
@@ -34,6 +34,16 @@ inline const LinearKernels<float>& kernels<float>() {
 template <>
 inline const LinearKernels<double>& kernels<double>() {
   return active_isa().linear_f64;
+}
+
+// Whether tiles of such activations are paired, and the bytes of their elements.
+template <class A>
+bool paired(const Activations& x) {
+  return sizeof(A) == sizeof(float) && x.dtype == DType::bf16;
+}
+template <class A>
+int tile_element_bytes(const Activations& x) {
+  return paired<A>(x) ? 2 : sizeof(A);
 }
 
 inline int64_t at_least_one(int64_t count) { return std::max<int64_t>(count, 1); }
@@ -116,6 +126,11 @@ struct Schedule {
   const std::vector<TokenTile>& tiles;
   bool by_tokens;
 
+  // Of a feature in a tile's memory, in elements of A.
+  static int64_t width_of(const TokenTile& tile) {
+    return int64_t{tile.vectors} * kernels<A>().lanes / (tile.paired ? 2 : 1);
+  }
+
   static bool share_tokens(size_t tiles) {
     const int64_t threads = num_threads();
     return threads == 1 || static_cast<int64_t>(tiles) >= 2 * threads;
@@ -127,9 +142,9 @@ struct Schedule {
   void run(const Activations& gathered, A* feature_sums, Scratch& scratch, const Run& run) const {
     const LinearKernels<A>& k = kernels<A>();
     const int64_t threads = num_threads(), copies = by_tokens ? threads : 1;
-    const int64_t width = int64_t{k.lanes} * tiles.front().vectors;
-    const int64_t tile_size = edges.gathered * width;
-    const int64_t sums_size = order.panels().size() > 1 ? edges.outputs * width : 0;
+    const int64_t tile_size = edges.gathered * width_of(tiles.front());
+    const int64_t sums_size =
+        order.panels().size() > 1 ? edges.outputs * int64_t{k.lanes} * tiles.front().vectors : 0;
     A* tile_memory = scratch.get<A>(kTile, at_least_one(tile_size * copies));
     A* sums = sums_size ? scratch.get<A>(kSums, sums_size * copies) : nullptr;
     if (by_tokens) {
@@ -140,7 +155,8 @@ struct Schedule {
         A* my_feature_sums = feature_sums ? feature_sums + thread * edges.gathered : nullptr;
         for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) {
           const TokenTile& tile = tiles[i];
-          k.load_tile(tokens_of(gathered, tile), 0, edges.gathered, tile.vectors, my_tile, my_feature_sums);
+          k.load_tile(tokens_of(gathered, tile), 0, edges.gathered, tile.vectors, tile.paired, my_tile,
+                      my_feature_sums);
           for (size_t p = 0; p < order.panels().size(); ++p)
             run(tile, p, my_tile, my_sums, thread, int64_t{0}, edges.outputs);
         }
@@ -149,10 +165,11 @@ struct Schedule {
     }
     const int64_t blocks = (edges.gathered + kLinearBlock - 1) / kLinearBlock;
     for (const TokenTile& tile : tiles) {
-      const int64_t width = int64_t{tile.vectors} * k.lanes;
+      const int64_t width = width_of(tile);
       parallel_ranges(blocks, 4, [&](int64_t first, int64_t last) {
         const int64_t begin = first * kLinearBlock, end = std::min(edges.gathered, last * kLinearBlock);
-        k.load_tile(tokens_of(gathered, tile), begin, end, tile.vectors, tile_memory + begin * width, feature_sums);
+        k.load_tile(tokens_of(gathered, tile), begin, end, tile.vectors, tile.paired, tile_memory + begin * width,
+                    feature_sums);
       });
       parallel_tasks(threads, [&](int64_t thread) {
         const int64_t begin = balanced_begin(edges.pointers, edges.outputs, thread, threads);

@@ -1,10 +1,12 @@
 // Linear kernels on one tile of tokens. Compiled once per instruction set; nothing here may come from std::.
 #pragma once
 
+#include "isa/pairs.h"
 #include "isa/simd.h"
 #include "linear/digest.h"
 #include "linear/few.h"
 #include "linear/kernels.h"
+#include "linear/transpose.h"
 
 namespace sparsekern {
 namespace SK_ISA {
@@ -16,147 +18,43 @@ constexpr int kMaxVectors = 8;
 constexpr int kMaxVectors = 4;
 #endif
 
-// How many vectors ahead of a load its token's features are asked for: memory at large strides is not foreseen.
-constexpr int kPrefetchVectors = 8;
-
-// Transposes what there is of a square: `rows` rows of `lanes` elements, zeros elsewhere. Not inlined: GCC would repeat
-// the shuffles in each branch of the caller that stores some of the result.
-template <class A, class T>
-[[gnu::noinline]] void transpose_part(const T* from, int64_t stride, int64_t rows, int64_t lanes, A* square) {
-  constexpr int W = kLanes<A>;
-  Vec<A> r[W];
-  for (int i = 0; i < W; ++i) r[i] = i < rows ? load_widened<A>(from + i * stride, lanes) : Vec<A>{};
-  transpose<A>(r);
-  store_square<A, false>(r, square, W);
-}
-
-template <class A>
-SK_INLINE Vec<A> sum_of(const Vec<A>* r) {
-  Vec<A> sum = r[0];
-  SK_UNROLL
-  for (int i = 1; i < kLanes<A>; ++i) sum += r[i];
-  return sum;
-}
-
-template <class A, bool Sums, class T>
-SK_INLINE void load_tile_of(const T* x, int64_t stride, int64_t tokens, int64_t begin, int64_t end, int vectors,
-                            A* tile, A* sums) {
-  constexpr int W = kLanes<A>;
-  const int64_t width = int64_t{vectors} * W;
-  for (int v = 0; v < vectors; ++v) {
-    const T* x_v = x + v * W * stride;
-    const int64_t here = tokens - v * W;
-    A* out = tile + v * W;
-    int64_t f = begin;
-    if (here >= W) {
-      for (; f + W <= end; f += W, out += W * width) {
-        Vec<A> r[W];
-        load_square<A>(x_v + f, stride, kPrefetchVectors * W, r);
-        if constexpr (Sums) store_unaligned<A>(sums + f, load_unaligned<A>(sums + f) + sum_of<A>(r));
-        transpose<A>(r);
-        store_square<A, false>(r, out, width);
-      }
-    }
-    for (; f < end; f += W, out += W * width) {
-      const int64_t features = end - f < W ? end - f : W;
-      alignas(64) A square[W * W];
-      transpose_part<A>(x_v + f, stride, here, features, square);
-      for (int64_t i = 0; i < features; ++i) {
-        const Vec<A> tokens_of_feature = load<A>(square + i * W);
-        store<A>(out + i * width, tokens_of_feature);
-        if constexpr (Sums) {
-          for (int lane = 0; lane < W; ++lane) sums[f + i] += tokens_of_feature[lane];
-        }
-      }
-    }
-  }
-}
-
-// y[token][f] = tile[f - begin][token].
-template <class A, bool Stream, class T>
-SK_INLINE void store_tile_of(const A* tile, int vectors, T* y, int64_t stride, int64_t tokens, int64_t begin,
-                             int64_t end) {
-  constexpr int W = kLanes<A>;
-  const int64_t width = int64_t{vectors} * W;
-  for (int v = 0; v < vectors; ++v) {
-    T* y_v = y + v * W * stride;
-    const int64_t here = tokens - v * W;
-    if (here <= 0) return;
-    const A* in = tile + v * W;
-    int64_t f = begin;
-    if (here >= W) {
-      for (; f + W <= end; f += W, in += W * width) {
-        Vec<A> r[W];
-        load_square<A>(in, width, 0, r);
-        transpose<A>(r);
-        store_square<A, Stream>(r, y_v + f, stride);
-      }
-    }
-    for (; f < end; f += W, in += W * width) {
-      const int64_t features = end - f < W ? end - f : W;
-      alignas(64) A square[W * W];
-      transpose_part<A>(in, width, features, W, square);
-      for (int64_t i = 0; i < W && i < here; ++i)
-        store_narrowed<A>(y_v + i * stride + f, load<A>(square + i * W), features);
-    }
-  }
-}
-
-// Calls f with a null pointer of the dtype's element type; A = double goes with float64 alone.
-template <class A, class F>
-SK_INLINE void with_element(DType dtype, const F& f) {
-  if constexpr (sizeof(A) == 8) {
-    f(static_cast<double*>(nullptr));
-  } else {
-    switch (dtype) {
-      case DType::bf16: return f(static_cast<bf16*>(nullptr));
-      case DType::f16: return f(static_cast<f16*>(nullptr));
-      default: return f(static_cast<float*>(nullptr));
-    }
-  }
-}
-
-template <class A>
-void load_tile(const Tokens& x, int64_t begin, int64_t end, int vectors, A* tile, A* sums) {
-  with_element<A>(x.dtype, [&](auto* type) {
-    const auto* data = static_cast<decltype(type)>(x.data);
-    if (sums)
-      load_tile_of<A, true>(data, x.stride, x.count, begin, end, vectors, tile, sums);
-    else
-      load_tile_of<A, false>(data, x.stride, x.count, begin, end, vectors, tile, sums);
-  });
-}
-
-template <class A>
-void store_tile(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end) {
-  with_element<A>(y.dtype, [&](auto* type) {
-    auto* data = static_cast<decltype(type)>(y.data);
-    if (kCanStream && y.stream) {
-      store_tile_of<A, true>(tile, vectors, data, y.stride, y.count, begin, end);
-    } else {
-      store_tile_of<A, false>(tile, vectors, data, y.stride, y.count, begin, end);
-    }
-  });
-}
-
 // Rows of the forward that are summed side by side: enough chains of multiply-adds that none waits for its latency. A
 // row's sums are one chain each, in the order of its edges, so that no way of cutting the product changes their bits.
 template <int V>
 constexpr int kRowsAtOnce = V >= 4 ? 2 : 4;
 
+// A tile's vectors of one feature, V of tokens: in V vectors, or where it is paired in half as many.
+template <class A, int V, bool Paired>
+constexpr int64_t kTileWidth = (Paired ? V / 2 : V) * kLanes<A>;
+
+// Calls use(v, vector) for each vector of tokens of a feature that the tile holds at `from`.
+template <class A, int V, bool Paired, class Use>
+SK_INLINE void each_vector(const A* from, const Use& use) {
+  constexpr int W = kLanes<A>;
+  if constexpr (Paired) {
+    SK_UNROLL
+    for (int v = 0; v < V; v += 2) {
+      const Vec<A> pairs = load<A>(from + v / 2 * W);
+      use(v, widen_lower(pairs));
+      use(v + 1, widen_upper(pairs));
+    }
+  } else {
+    SK_UNROLL
+    for (int v = 0; v < V; ++v) use(v, load<A>(from + v * W));
+  }
+}
+
 // sums[j] += values[k] * x[col[k]] over the edges k in [begin[j], end[j]).
-template <class A, int V, int Rows>
+template <class A, int V, int Rows, bool Paired>
 SK_INLINE void multiply_add_rows(Vec<A> (*sums)[V], const int64_t* begin, const int64_t* end, const int32_t* col,
                                  const A* values, const A* x_tile) {
-  constexpr int W = kLanes<A>;
   int64_t together = end[0] - begin[0];
   SK_UNROLL
   for (int j = 1; j < Rows; ++j) together = end[j] - begin[j] < together ? end[j] - begin[j] : together;
   const auto add = [&](int j, int64_t k) {
-    const A* x = x_tile + int64_t{col[k]} * (V * W);
     const Vec<A> w = broadcast<A>(values[k]);
-    SK_UNROLL
-    for (int v = 0; v < V; ++v) sums[j][v] += w * load<A>(x + v * W);
+    each_vector<A, V, Paired>(x_tile + col[k] * kTileWidth<A, V, Paired>,
+                              [&](int v, Vec<A> x) { sums[j][v] += w * x; });
   };
   for (int64_t i = 0; i < together; ++i) {
     SK_UNROLL
@@ -175,7 +73,7 @@ SK_INLINE A* block_sums(A* sums, A* local, int64_t begin) {
 }
 
 // The outputs visited i-th and next, `Rows` of them, of the block that begins at `block`.
-template <class A, int V, int Rows, bool First>
+template <class A, int V, int Rows, bool First, bool Paired>
 SK_INLINE void forward_rows(const Panel& panel, const int32_t* col, const A* values, const A* bias, const A* x_tile,
                             int64_t block, int64_t i, A* block_sums) {
   constexpr int W = kLanes<A>;
@@ -188,7 +86,7 @@ SK_INLINE void forward_rows(const Panel& panel, const int32_t* col, const A* val
     SK_UNROLL
     for (int v = 0; v < V; ++v) sums[j][v] = First ? broadcast<A>(bias[row]) : load<A>(out[j] + v * W);
   }
-  multiply_add_rows<A, V, Rows>(sums, panel.begin + i, panel.end + i, col, values, x_tile);
+  multiply_add_rows<A, V, Rows, Paired>(sums, panel.begin + i, panel.end + i, col, values, x_tile);
   SK_UNROLL
   for (int j = 0; j < Rows; ++j) {
     SK_UNROLL
@@ -196,7 +94,7 @@ SK_INLINE void forward_rows(const Panel& panel, const int32_t* col, const A* val
   }
 }
 
-template <class A, int V, bool First>
+template <class A, int V, bool First, bool Paired>
 void forward_panel(const LinearForwardTask<A>& t) {
   constexpr int64_t kWidth = V * kLanes<A>;
   constexpr int kRows = kRowsAtOnce<V>;
@@ -212,8 +110,8 @@ void forward_panel(const LinearForwardTask<A>& t) {
     A* block = block_sums<A, V>(t.sums, local_sums, begin);
     int64_t i = begin;
     for (; i + kRows <= end; i += kRows)
-      forward_rows<A, V, kRows, First>(panel, col, values, bias, x_tile, begin, i, block);
-    for (; i < end; ++i) forward_rows<A, V, 1, First>(panel, col, values, bias, x_tile, begin, i, block);
+      forward_rows<A, V, kRows, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
+    for (; i < end; ++i) forward_rows<A, V, 1, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
     if (panel.last) store_tile<A>(block, V, t.y, begin, end);
   }
   stream_fence();  // once, not after each block: it waits for all stores
@@ -229,11 +127,12 @@ SK_INLINE void add_lane_sums(const A* spread, A* dw, int64_t count) {
   store_narrowed<A>(dw, load_widened<A>(dw, count) + sums, count);
 }
 
-template <class A, int V, bool WantX, bool WantW>
+template <class A, int V, bool WantX, bool WantW, bool Paired>
 void backward_tile(const LinearBackwardTask<A>& t) {
   constexpr int W = kLanes<A>;
   constexpr int64_t kWidth = V * W;
-  alignas(64) A x_block[WantW ? kLinearBlock * kWidth : 1];
+  constexpr int64_t kTile = kTileWidth<A, V, Paired>;
+  alignas(64) A x_block[WantW ? kLinearBlock * kTile : 1];
   alignas(64) A local_sums[WantX ? kLinearBlock * kWidth : 1];
   // Products of the last edges, one vector an edge, still spread over the lanes: reduced a square at a time.
   alignas(64) A spread[W * W] = {};
@@ -248,7 +147,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
   for (int64_t begin = t.column_begin; begin < t.column_end; begin += kLinearBlock) {
     const int64_t end = begin + kLinearBlock < t.column_end ? begin + kLinearBlock : t.column_end;
     A* block = WantX ? block_sums<A, V>(t.sums, local_sums, begin) : nullptr;
-    if constexpr (WantW) load_tile<A>(t.x, begin, end, V, x_block, nullptr);
+    if constexpr (WantW) load_tile<A>(t.x, begin, end, V, Paired, x_block, nullptr);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c = panel.visited(begin, i);
       const int64_t place = (c - begin) * kWidth;
@@ -261,21 +160,19 @@ void backward_tile(const LinearBackwardTask<A>& t) {
       }
       k = panel.begin[i];
       Vec<A> x[V], dx[V];
+      if constexpr (WantW)
+        each_vector<A, V, Paired>(x_block + (c - begin) * kTile, [&](int v, Vec<A> tokens) { x[v] = tokens; });
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
-        if constexpr (WantW) x[v] = load<A>(x_block + place + v * W);
         dx[v] = Vec<A>{};
         if constexpr (WantX) {
           if (!panel.first) dx[v] = load<A>(block + place + v * W);
         }
       }
       for (; k < last; ++k) {
-        const A* grad = grad_tile + int64_t{row[k]} * kWidth;
         Vec<A> w{}, even{}, odd{};
         if constexpr (WantX) w = broadcast<A>(values[k]);
-        SK_UNROLL
-        for (int v = 0; v < V; ++v) {
-          Vec<A> g = load<A>(grad + v * W);
+        each_vector<A, V, Paired>(grad_tile + row[k] * kTile, [&](int v, Vec<A> g) {
           if constexpr (WantX && WantW) pin(g);
           if constexpr (WantX) dx[v] += w * g;
           if constexpr (WantW) {
@@ -289,7 +186,7 @@ void backward_tile(const LinearBackwardTask<A>& t) {
               even += x[v] * g;
             }
           }
-        }
+        });
         if constexpr (WantW) {
           store<A>(spread + waiting * W, V > 1 ? even + odd : even);
           if (++waiting == W) {
@@ -315,8 +212,12 @@ void backward_tile(const LinearBackwardTask<A>& t) {
 
 template <class A, int V>
 void forward_tile(const LinearForwardTask<A>& task) {
-  if (task.panel.first) return forward_panel<A, V, true>(task);
-  forward_panel<A, V, false>(task);
+  if constexpr (sizeof(A) == sizeof(float) && V > 1) {
+    if (task.paired && task.panel.first) return forward_panel<A, V, true, true>(task);
+    if (task.paired) return forward_panel<A, V, false, true>(task);
+  }
+  if (task.panel.first) return forward_panel<A, V, true, false>(task);
+  forward_panel<A, V, false, false>(task);
 }
 
 template <class A>
@@ -329,20 +230,28 @@ void linear_forward(const LinearForwardTask<A>& task) {
   }
 }
 
-template <class A, int V>
+template <class A, int V, bool Paired>
 void backward_with(const LinearBackwardTask<A>& task) {
-  if (task.dx.data && task.dw) return backward_tile<A, V, true, true>(task);
-  if (task.dx.data) return backward_tile<A, V, true, false>(task);
-  backward_tile<A, V, false, true>(task);
+  if (task.dx.data && task.dw) return backward_tile<A, V, true, true, Paired>(task);
+  if (task.dx.data) return backward_tile<A, V, true, false, Paired>(task);
+  backward_tile<A, V, false, true, Paired>(task);
+}
+
+template <class A, int V>
+void backward_of(const LinearBackwardTask<A>& task) {
+  if constexpr (sizeof(A) == sizeof(float) && V > 1) {
+    if (task.paired) return backward_with<A, V, true>(task);
+  }
+  backward_with<A, V, false>(task);
 }
 
 template <class A>
 void linear_backward(const LinearBackwardTask<A>& task) {
   switch (task.vectors) {
-    case 1: return backward_with<A, 1>(task);
-    case 2: return backward_with<A, 2>(task);
-    case 4: return backward_with<A, 4>(task);
-    default: return backward_with<A, kMaxVectors>(task);
+    case 1: return backward_of<A, 1>(task);
+    case 2: return backward_of<A, 2>(task);
+    case 4: return backward_of<A, 4>(task);
+    default: return backward_of<A, kMaxVectors>(task);
   }
 }
 

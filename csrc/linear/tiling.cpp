@@ -74,13 +74,13 @@ int64_t scatter_panel(const ProductSize& s, int64_t threads) {
   return std::max<int64_t>(1, (s.gathered + shared - 1) / shared);
 }
 
-std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes) {
+std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes, bool paired) {
   std::vector<TokenTile> tiles;
   for (int64_t begin = 0; begin < tokens;) {
     const int64_t count = std::min<int64_t>(tokens - begin, int64_t{vectors} * lanes);
     int wide = vectors;
     while (wide > 1 && wide / 2 * lanes >= count) wide /= 2;
-    tiles.push_back({begin, count, wide});
+    tiles.push_back({begin, count, wide, paired && wide > 1});
     begin += count;
   }
   return tiles;

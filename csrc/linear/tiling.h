@@ -8,10 +8,11 @@
 
 namespace sparsekern {
 
-// Tokens [begin, begin + count), `vectors` vectors wide.
+// Tokens [begin, begin + count), `vectors` vectors wide, in pairs or not.
 struct TokenTile {
   int64_t begin, count;
   int vectors;
+  bool paired;
 };
 
 struct Tiling {
@@ -23,7 +24,7 @@ struct Tiling {
 struct ProductSize {
   int64_t tokens, gathered, outputs, edges;
   int lanes, max_vectors;
-  int element_bytes;
+  int element_bytes;  // in a tile
 };
 
 Tiling forward_tiling(const ProductSize& size);
@@ -32,7 +33,7 @@ Tiling backward_tiling(const ProductSize& size);
 int64_t scatter_panel(const ProductSize& size, int64_t threads);
 
 // Full tiles, and a last one only as wide as it must be.
-std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes);
+std::vector<TokenTile> cut_tokens(int64_t tokens, int vectors, int lanes, bool paired);
 
 // Where part `part` of `parts` begins when blocks of outputs are dealt out by their share of the edges.
 int64_t balanced_begin(const int64_t* pointers, int64_t outputs, int64_t part, int64_t parts);
