@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "cache.h"
 #include "isa/isa.h"
 #include "linear/edge_order.h"
 #include "linear/linear.h"
@@ -18,8 +19,6 @@ namespace linear {
 
 // Elements of values below which a thread is not worth waking.
 constexpr int64_t kValueGrain = 1 << 15;
-// Results from this size on are written past the caches.
-constexpr int64_t kStreamBytes = 2 << 20;
 // A product with this many tiles goes over packed edges.
 constexpr int64_t kPackTiles = 2;
 
@@ -104,10 +103,11 @@ inline Tokens tokens_of(const Activations& x, const TokenTile& tile, bool stream
   return {x.dtype, data ? data + tile.begin * row_bytes : nullptr, x.stride, tile.count, stream};
 }
 
-// Whether a result of so many tokens is too large to be found in a cache by whoever reads it next.
+// Whether a result of so many tokens is written past the caches: where it is well beyond a core's own, and its rows are
+// whole cache lines.
 inline bool streams(const Activations& y, int64_t tokens) {
   const int64_t row_bytes = y.stride * static_cast<int64_t>(size_of(y.dtype));
-  return tokens * row_bytes >= kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0;
+  return tokens * row_bytes >= 2 * caches().second && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0;
 }
 
 // The order of a product's edges. Outputs one after another in one panel need nothing kept.
