@@ -33,10 +33,11 @@ export SPARSEKERN_SANITIZE=1
 export CXX="$cxx"
 "$python" setup.py -q build_ext --inplace
 status=0
+# What a sanitizer writes on its way out would be lost in pytest's own capture of the file descriptors.
 LD_PRELOAD="$preload" PYTHONPATH=$PWD \
   ASAN_OPTIONS="detect_leaks=0:log_path=$PWD/reports/asan" \
   UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:log_path=$PWD/reports/ubsan" \
-  "$python" -m pytest "$@" || status=$?
+  "$python" -m pytest --capture=sys "$@" || status=$?
 if [ -n "$(ls reports)" ]; then
   cat reports/* >&2
   echo "sparsekern: the sanitizers reported what is above" >&2
