@@ -1,0 +1,39 @@
+// The topology kernels that each instruction set provides.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsekern {
+
+// Columns that share a sequence of random numbers, and whose rows are sifted together.
+constexpr int64_t kDrawBlock = 64;
+
+// A set of rows as bits, and above them trees of bits: a word of 64 bits has a bit above it that says whether it has any.
+// Taking a few rows back then takes time by what they are; where they are many, the words are read one after the other.
+// All bits are 0 before and after a kernel runs.
+struct RowBits {
+  static constexpr int kMaxLevels = 6;
+
+  int levels;
+  int64_t words;                  // on the lowest level
+  uint64_t* level[kMaxLevels];
+  uint64_t* blocked;              // (words,)
+};
+
+// Up to kDrawBlock columns: rows that were drawn for each, in any order and with repeats.
+struct SiftTask {
+  const int32_t* edges;      // (nnz,)
+  const int64_t* edges_at;   // (columns + 1,): column i has the edges [edges_at[i], edges_at[i + 1]), ascending
+  int32_t* drawn;
+  const int64_t* drawn_at;   // (columns + 1,), as edges_at
+  int64_t columns;
+  int32_t* sizes;            // (columns,): how many rows remain of each column's
+  RowBits bits;
+};
+
+struct TopologyKernels {
+  // Sorts the drawn rows of each column and leaves out repeats and those of its edges, in place.
+  void (*sift)(const SiftTask& task);
+};
+
+}  // namespace sparsekern
