@@ -9,7 +9,7 @@
 #include "conv2d/tile.h"
 #include "linear/tile.h"
 #include "norm/tile.h"
-#include "topology/sift.h"
+#include "topology/table.h"
 
 #define SK_STRING_OF(x) #x
 #define SK_STRING(x) SK_STRING_OF(x)

@@ -31,7 +31,23 @@ struct SiftTask {
   RowBits bits;
 };
 
+// Keys of magnitudes (magnitude.h), flipped where the largest come first: those from `low` to `high`.
+template <class Key>
+struct KeyRange {
+  Key flip, low, high;
+};
+
+template <class T, class Key>
+struct SelectKernels {
+  // Writes the keys of the range in their order and returns their end; how many keys lie below the range goes to `below`.
+  Key* (*keys_between)(const T* values, int64_t size, const KeyRange<Key>& range, int64_t* below, Key* out);
+  // Writes the positions in [begin, end) of the keys below `last`, and of the first `ties` equal to it.
+  void (*positions_up_to)(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, int64_t* out);
+};
+
 struct TopologyKernels {
+  SelectKernels<float, uint32_t> select_f32;
+  SelectKernels<double, uint64_t> select_f64;
   // Sorts the drawn rows of each column and leaves out repeats and those of its edges, in place.
   void (*sift)(const SiftTask& task);
 };

@@ -154,7 +154,5 @@ inline void sift(const SiftTask& t) {
   }
 }
 
-constexpr TopologyKernels topology_kernels() { return {sift}; }
-
 }  // namespace SK_ISA
 }  // namespace sparsekern
