@@ -31,6 +31,34 @@ struct SiftTask {
   RowBits bits;
 };
 
+// A column's kept edges, for as long as it is worked on.
+template <class P>
+struct MergeMemory {
+  static constexpr int64_t kPadding = 16;
+
+  int32_t* rows;  // (rows + 2 * kPadding,), as the next
+  P* slots;
+};
+
+// Columns [first, last) of a CSC pair that lose the edges at the slots `pruned` and get those at the ascending `places` of
+// another. `count` edges go and come in all; the first of each in these columns is known, and where they are written.
+template <class P>
+struct MergeTask {
+  const P* ccol;
+  const int32_t* row;
+  int64_t nnz, first, last;
+  const int64_t* pruned;
+  const P* grown_ccol;
+  const int32_t* grown_row;
+  const int64_t* places;
+  int64_t count, pruned_begin, grown_begin;
+  P* new_ccol;
+  int32_t* new_row;
+  P* source;  // each edge's old slot, -1 where it is new
+  int64_t out_begin, out_end;
+  MergeMemory<P> memory;
+};
+
 // Keys of magnitudes (magnitude.h), flipped where the largest come first: those from `low` to `high`.
 template <class Key>
 struct KeyRange {
@@ -48,6 +76,8 @@ struct SelectKernels {
 struct TopologyKernels {
   SelectKernels<float, uint32_t> select_f32;
   SelectKernels<double, uint64_t> select_f64;
+  void (*merge_i32)(const MergeTask<int32_t>& task);
+  void (*merge_i64)(const MergeTask<int64_t>& task);
   // Sorts the drawn rows of each column and leaves out repeats and those of its edges, in place.
   void (*sift)(const SiftTask& task);
 };
