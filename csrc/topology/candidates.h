@@ -136,17 +136,19 @@ class CandidateDraw {
   // Draws at most `budget` times. Returns how many edges there are.
   int64_t collect(int64_t count, double budget) {
     constexpr double kMargin = 6;      // standard deviations
-    constexpr double kAllowance = 0.002;  // for what draws_for does not see
+    constexpr double kAllowance = 0.015;  // of the draws expected in vain, for what draws_for does not see
     constexpr double kSafety = 0.98;   // of the share of new ones among the draws, which falls as they go on
     const int64_t least = std::max<int64_t>(128, count / 24);  // that a round over all columns is worth
     double is_new = 1;  // the share of new ones among the last round's draws
     while (count - found_ > least && rounds_ < kMaxRounds) {
       const double missing = static_cast<double>(count - found_);
       double wanted = missing - kMargin * std::sqrt(missing);
-      if (found_ == 0)
-        wanted = weights_.draws_for((1 - kAllowance) * wanted, ccol_, row_);
-      else
+      if (found_ == 0) {
+        const double draws = weights_.draws_for(wanted, ccol_, row_);
+        wanted = draws - kAllowance * (draws - wanted);
+      } else {
         wanted *= kSafety / is_new;
+      }
       const double mean = std::min({wanted, budget, 2.0 * static_cast<double>(count)});
       if (!(mean > static_cast<double>(least))) break;
       const int64_t before = found_;
