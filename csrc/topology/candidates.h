@@ -197,8 +197,21 @@ class CandidateDraw {
  private:
   enum Purpose : uint64_t { kCounting, kRows, kRest, kPurposes };
 
-  static bool has(const int32_t* rows, int64_t size, int32_t row) {
-    const int32_t* found = first_not_below(rows, size, row);
+  // Looks first where the row would be if rows were evenly spread, then ever farther: a search by halves would wait for
+  // memory at most of its steps.
+  bool has(const int32_t* rows, int64_t size, int32_t row) const {
+    int64_t low = 0, high = size, step = 16;
+    const int64_t guess = static_cast<int64_t>(static_cast<double>(row) * static_cast<double>(size) / n_rows_);
+    if (guess < size && rows[guess] < row) {
+      low = guess + 1;
+      for (; low + step < size && rows[low + step] < row; step *= 2) low += step + 1;
+      high = std::min(size, low + step + 1);
+    } else {
+      high = std::min(size, guess + 1);
+      for (; high > step && rows[high - step] >= row; step *= 2) high -= step - 1;
+      low = std::max<int64_t>(0, high - step);
+    }
+    const int32_t* found = first_not_below(rows + low, high - low, row);
     return found != rows + size && *found == row;
   }
   static int64_t tasks_for(int64_t edges) { return std::max<int64_t>(1, std::min(num_threads(), edges >> 15)); }
@@ -272,11 +285,20 @@ class CandidateDraw {
       for (int64_t i = 0; i < size; ++i) keys[i] = weights_.draw_key(random);
     };
     const auto keep_new = [&](uint64_t* keys, int64_t size) {
-      return std::remove_if(keys, keys + size, [&](uint64_t key) {
-               const int64_t c = key / n_rows_;
-               const int32_t r = static_cast<int32_t>(key % n_rows_);
-               return has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) | has(rows_ + starts_[c], sizes_[c], r);
-             }) - keys;
+      std::vector<uint8_t> is_new(size);
+      parallel_ranges(size, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t c = keys[i] / n_rows_;
+          const int32_t r = static_cast<int32_t>(keys[i] % n_rows_);
+          is_new[i] = !has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) & !has(rows_ + starts_[c], sizes_[c], r);
+        }
+      });
+      int64_t kept = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        keys[kept] = keys[i];
+        kept += is_new[i];
+      }
+      return kept;
     };
     rest_ = rest;
     rest_count_ = collect_keys(rest, missing, static_cast<uint64_t>(n_rows_) * n_cols_,
