@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparsekern import _C
 from sparsekern.growth import statistics
 from sparsekern.growth.samplers import EPSILON, SAMPLERS, inactive, sample_uniform, sample_weighted
 from sparsekern.nn import SparseConv2d, SparseLinear
@@ -320,3 +321,31 @@ def test_candidates_do_not_depend_on_the_number_of_threads():
     for one, two in zip(found[0] * 2, found[1] + found[2], strict=True):
         assert_candidates(one, pattern, 110_000)
         assert one.equal(two)
+
+
+# Many and few edges a column, few among many rows, and columns of which nearly all is asked for.
+@pytest.mark.parametrize(
+    ("shape", "nnz", "count"),
+    [
+        ((700, 600), 120_000, 110_000),
+        ((5000, 4000), 30_000, 30_000),
+        ((9001, 300), 9000, 9000),
+        ((40, 900), 9000, 20_000),
+    ],
+)
+def test_candidates_do_not_depend_on_the_instruction_set(shape, nnz, count):
+    pattern = Pattern.random(shape, nnz, torch.Generator().manual_seed(0))
+    rows = torch.rand(shape[0], generator=torch.Generator().manual_seed(1))
+    cols = torch.randn(1, shape[1], generator=torch.Generator().manual_seed(2)).abs()
+    before = _C.isa()
+    found = []
+    for name in _C.available_isas():
+        _C.use_isa(name)
+        generator = torch.Generator().manual_seed(3)
+        alike = sample_uniform(pattern, count, generator)
+        found.append((alike, sample_weighted(pattern, rows, cols, count, generator)))
+    _C.use_isa(before)
+    for one, two in itertools.product(found[:1], found):
+        for mine, theirs in zip(one, two, strict=True):
+            assert_candidates(mine, pattern, count)
+            assert mine.equal(theirs)

@@ -269,7 +269,7 @@ def test_ties_are_broken_by_position():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("largest", [True, False])
-def test_selection_matches_a_stable_sort(dtype, largest):
+def test_selection_matches_a_stable_sort(dtype, largest, isa):
     torch.manual_seed(0)
     for size in (1, 2, 17, 1000):
         values = torch.randint(-5, 5, (size,)).to(dtype) / 4
@@ -281,7 +281,7 @@ def test_selection_matches_a_stable_sort(dtype, largest):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distinct", [1, 3, 2**40])
-def test_selection_on_many_threads(dtype, distinct):
+def test_selection_on_many_threads(dtype, distinct, isa):
     generator = torch.Generator().manual_seed(0)
     values = (torch.randint(-distinct, distinct + 1, (150_000,), generator=generator) / distinct).to(dtype)
     for threads in (2, 3, 4):
@@ -294,7 +294,7 @@ def test_selection_on_many_threads(dtype, distinct):
 
 
 @pytest.mark.parametrize("shape", [(300, 900), (20_000, 30)])
-def test_large_replacements_on_many_threads(shape):
+def test_large_replacements_on_many_threads(shape, isa):
     """The merged arrays, against those built anew from the edges; values move with them."""
     generator = torch.Generator().manual_seed(0)
     pattern = Pattern.random(shape, 100_000, generator)

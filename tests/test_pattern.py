@@ -123,6 +123,17 @@ def test_result_does_not_depend_on_threads():
         assert all(torch.equal(a, b) for a, b in zip(found[0].tensors(), other.tensors(), strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1000, 1000), (3, 1_100_000), (70_000, 10)])
+def test_many_edges_by_row(shape):
+    """More than are sorted without being dealt to blocks of rows, and more columns than eight bytes an edge are for."""
+    pattern = Pattern.random(shape, 600_000, generator())
+    pattern.validate()
+    rows, cols = pattern.edges()
+    order = (rows * shape[1] + cols).argsort()
+    assert torch.equal(pattern.permutation.long(), order)
+    assert torch.equal(pattern.col_indices.long(), cols[order])
+
+
 def replacement(pattern, count):
     """(pruned, grown_rows, grown_cols), not of a dense matrix."""
     rows, cols = pattern.edges()

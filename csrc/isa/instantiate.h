@@ -9,6 +9,7 @@
 #include "conv2d/tile.h"
 #include "linear/tile.h"
 #include "norm/tile.h"
+#include "topology/table.h"
 
 #define SK_STRING_OF(x) #x
 #define SK_STRING(x) SK_STRING_OF(x)
@@ -29,6 +30,7 @@ extern const IsaKernels SK_CONCAT(kernels_, SK_ISA) = {
      SK_ISA::activation_kernels<SK_ISA::bf16>(), SK_ISA::activation_kernels<SK_ISA::f16>()},
     {SK_ISA::attention_kernels<float>(), SK_ISA::attention_kernels<double>(),
      SK_ISA::attention_kernels<SK_ISA::bf16>(), SK_ISA::attention_kernels<SK_ISA::f16>()},
+    SK_ISA::topology_kernels(),
 };
 
 }  // namespace sparsekern

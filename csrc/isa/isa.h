@@ -6,6 +6,7 @@
 #include "conv2d/kernels.h"
 #include "linear/kernels.h"
 #include "norm/kernels.h"
+#include "topology/kernels.h"
 
 namespace sparsekern {
 
@@ -18,6 +19,7 @@ struct IsaKernels {
   NormKernels norm[4];              // by DType, as are the next
   ActivationKernels activation[4];
   AttentionKernels attention[4];
+  TopologyKernels topology;
 };
 
 // One of each, defined by the file of that name. On processors other than x86 only the portable one exists.

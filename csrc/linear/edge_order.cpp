@@ -6,17 +6,27 @@
 namespace sparsekern {
 namespace {
 
-// The outputs of each block by their number of edges.
+// The outputs of each block by their number of edges, and those with as many by their own.
 void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order) {
+  constexpr int64_t kCounted = 256;  // numbers of edges that are sorted by counting
   const int64_t blocks = (outputs + kLinearBlock - 1) / kLinearBlock;
   parallel_ranges(blocks, 64, [&](int64_t first, int64_t last) {
-    std::array<uint64_t, kLinearBlock> keys;
+    std::array<int64_t, kLinearBlock> edges;
+    std::array<uint8_t, kCounted + 1> next;
     for (int64_t b = first; b < last; ++b) {
       const int64_t start = b * kLinearBlock, size = std::min(kLinearBlock, outputs - start);
-      for (int64_t i = 0; i < size; ++i)
-        keys[i] = static_cast<uint64_t>((end[start + i] - begin[start + i]) * kLinearBlock + i);
-      std::sort(keys.begin(), keys.begin() + size);
-      for (int64_t i = 0; i < size; ++i) order[start + i] = static_cast<uint8_t>(keys[i] % kLinearBlock);
+      for (int64_t i = 0; i < size; ++i) edges[i] = end[start + i] - begin[start + i];
+      const auto [least, most] = std::minmax_element(edges.begin(), edges.begin() + size);
+      uint8_t* in_block = order + start;
+      if (const int64_t fewest = *least, range = *most - fewest; range < kCounted) {
+        std::fill_n(next.begin(), range + 2, uint8_t{0});
+        for (int64_t i = 0; i < size; ++i) ++next[edges[i] - fewest + 1];
+        for (int64_t n = 1; n <= range; ++n) next[n] = static_cast<uint8_t>(next[n] + next[n - 1]);
+        for (int64_t i = 0; i < size; ++i) in_block[next[edges[i] - fewest]++] = static_cast<uint8_t>(i);
+        continue;
+      }
+      for (int64_t i = 0; i < size; ++i) in_block[i] = static_cast<uint8_t>(i);
+      std::stable_sort(in_block, in_block + size, [&](uint8_t i, uint8_t j) { return edges[i] < edges[j]; });
     }
   });
 }

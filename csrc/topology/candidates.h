@@ -9,12 +9,14 @@
 #include <numeric>
 #include <vector>
 
+#include "isa/isa.h"
 #include "parallel.h"
 #include "topology/alias.h"
+#include "topology/draws.h"
+#include "topology/kernels.h"
 #include "topology/keys.h"
 #include "topology/random.h"
 #include "topology/replace.h"
-#include "topology/row_set.h"
 #include "topology/sample.h"
 
 namespace sparsekern {
@@ -24,7 +26,8 @@ namespace sparsekern {
 class EdgeWeights {
  public:
   EdgeWeights(const double* row_weights, const double* col_weights, int64_t n_rows, int64_t n_cols, int64_t groups)
-      : group_rows_(n_rows / groups), n_cols_(n_cols), groups_(groups), cumulative_(n_cols * groups) {
+      : group_rows_(n_rows / groups), n_cols_(n_cols), groups_(groups), row_weights_(row_weights),
+        col_weights_(col_weights), cumulative_(n_cols * groups) {
     for (int64_t g = 0; g < groups; ++g) {
       const double* of_group = row_weights + g * group_rows_;
       rows_.emplace_back(of_group, group_rows_);
@@ -38,6 +41,12 @@ class EdgeWeights {
   }
 
   int64_t groups() const { return groups_; }
+  // Draws from which at most about so many distinct edges are expected that are not in the matrix.
+  template <class P>
+  double draws_for(double wanted, const P* ccol, const int32_t* row) const {
+    if (groups_ > 1) return wanted;
+    return sparsekern::draws_for(wanted, ccol, row, row_weights_, group_rows_, col_weights_, n_cols_);
+  }
   // The share of column c, group g in all weight.
   double share(int64_t c, int64_t g) const {
     const int64_t i = c * groups_ + g;
@@ -59,6 +68,8 @@ class EdgeWeights {
 
  private:
   int64_t group_rows_, n_cols_, groups_;
+  const double* row_weights_;
+  const double* col_weights_;
   std::vector<AliasTable> rows_;
   std::vector<double> group_weights_;
   std::vector<double> cumulative_;  // over [column][group]
@@ -70,6 +81,11 @@ class EqualWeights {
   EqualWeights(int64_t n_rows, int64_t n_cols) : n_rows_(n_rows), n_cols_(n_cols) {}
 
   int64_t groups() const { return 1; }
+  template <class P>
+  double draws_for(double wanted, const P* ccol, const int32_t*) const {
+    const double all = static_cast<double>(n_rows_) * static_cast<double>(n_cols_);
+    return -all * std::log1p(-wanted / (all - static_cast<double>(ccol[n_cols_])));
+  }
   double share(int64_t, int64_t) const { return 1.0 / static_cast<double>(n_cols_); }
   int32_t* draw_rows(int64_t, int64_t count, Random& random, int32_t* out) const {
     Random local = random;
@@ -81,6 +97,29 @@ class EqualWeights {
 
  private:
   int64_t n_rows_, n_cols_;
+};
+
+// Memory of a set of rows.
+class RowSet {
+ public:
+  explicit RowSet(int64_t rows) {
+    int64_t words = (rows + 63) / 64;
+    blocked_.resize(words);
+    for (;; words = (words + 63) / 64) {
+      levels_.emplace_back(words, 0);
+      if (words <= 1) break;
+    }
+  }
+
+  RowBits bits() const {
+    RowBits bits{static_cast<int>(levels_.size()), static_cast<int64_t>(blocked_.size()), {}, blocked_.data()};
+    for (size_t level = 0; level < levels_.size(); ++level) bits.level[level] = levels_[level].data();
+    return bits;
+  }
+
+ private:
+  mutable std::vector<uint64_t> blocked_;
+  mutable std::vector<std::vector<uint64_t>> levels_;
 };
 
 // Draws edges one by one, in proportion to their weights, and keeps those that are neither in the matrix nor drawn
@@ -97,12 +136,19 @@ class CandidateDraw {
   // Draws at most `budget` times. Returns how many edges there are.
   int64_t collect(int64_t count, double budget) {
     constexpr double kMargin = 6;      // standard deviations
+    constexpr double kAllowance = 0.015;  // of the draws expected in vain, for what draws_for does not see
     constexpr double kSafety = 0.98;   // of the share of new ones among the draws, which falls as they go on
-    const int64_t least = std::max<int64_t>(128, count / 128);  // that a round over all columns is worth
-    double is_new = 1;
+    const int64_t least = std::max<int64_t>(128, count / 24);  // that a round over all columns is worth
+    double is_new = 1;  // the share of new ones among the last round's draws
     while (count - found_ > least && rounds_ < kMaxRounds) {
       const double missing = static_cast<double>(count - found_);
-      const double wanted = (missing - kMargin * std::sqrt(missing)) * (is_new < 1 ? kSafety / is_new : 1.0);
+      double wanted = missing - kMargin * std::sqrt(missing);
+      if (found_ == 0) {
+        const double draws = weights_.draws_for(wanted, ccol_, row_);
+        wanted = draws - kAllowance * (draws - wanted);
+      } else {
+        wanted *= kSafety / is_new;
+      }
       const double mean = std::min({wanted, budget, 2.0 * static_cast<double>(count)});
       if (!(mean > static_cast<double>(least))) break;
       const int64_t before = found_;
@@ -149,12 +195,23 @@ class CandidateDraw {
   }
 
  private:
-  static constexpr int32_t kFew = 16;    // draws of a column that are compared pair by pair
-  static constexpr int64_t kBlock = 64;  // columns that share a sequence of random numbers
   enum Purpose : uint64_t { kCounting, kRows, kRest, kPurposes };
 
-  static bool has(const int32_t* rows, int64_t size, int32_t row) {
-    const int32_t* found = first_not_below(rows, size, row);
+  // Looks first where the row would be if rows were evenly spread, then ever farther: a search by halves would wait for
+  // memory at most of its steps.
+  bool has(const int32_t* rows, int64_t size, int32_t row) const {
+    int64_t low = 0, high = size, step = 16;
+    const int64_t guess = static_cast<int64_t>(static_cast<double>(row) * static_cast<double>(size) / n_rows_);
+    if (guess < size && rows[guess] < row) {
+      low = guess + 1;
+      for (; low + step < size && rows[low + step] < row; step *= 2) low += step + 1;
+      high = std::min(size, low + step + 1);
+    } else {
+      high = std::min(size, guess + 1);
+      for (; high > step && rows[high - step] >= row; step *= 2) high -= step - 1;
+      low = std::max<int64_t>(0, high - step);
+    }
+    const int32_t* found = first_not_below(rows + low, high - low, row);
     return found != rows + size && *found == row;
   }
   static int64_t tasks_for(int64_t edges) { return std::max<int64_t>(1, std::min(num_threads(), edges >> 15)); }
@@ -163,13 +220,13 @@ class CandidateDraw {
   // Each column's Poisson number of draws, in all `mean` on average. False, and nothing drawn, where they gave too many.
   bool run_round(double mean, int64_t count) {
     const int64_t groups = weights_.groups();
-    const int64_t blocks = (n_cols_ + kBlock - 1) / kBlock;
+    const int64_t blocks = (n_cols_ + kDrawBlock - 1) / kDrawBlock;
     std::vector<int32_t> draws(n_cols_ * groups);
     std::vector<int64_t> new_starts(n_cols_ + 1);
     parallel_ranges(blocks, 64, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b) {
         Random random(seed_, part(b, kCounting));
-        for (int64_t c = b * kBlock; c < std::min(n_cols_, (b + 1) * kBlock); ++c) {
+        for (int64_t c = b * kDrawBlock; c < std::min(n_cols_, (b + 1) * kDrawBlock); ++c) {
           int64_t size = sizes_[c];
           for (int64_t g = 0; g < groups; ++g)
             size += draws[c * groups + g] = static_cast<int32_t>(random.poisson(mean * weights_.share(c, g)));
@@ -185,27 +242,28 @@ class CandidateDraw {
     const int64_t tasks = std::min(tasks_for(new_starts[n_cols_]), blocks);
     parallel_tasks(tasks, [&](int64_t task) {
       const auto first_block = [&](int64_t t) {
-        return t == tasks ? blocks : first_column(new_starts.data(), n_cols_, t, tasks) / kBlock;
+        return t == tasks ? blocks : first_column(new_starts.data(), n_cols_, t, tasks) / kDrawBlock;
       };
-      RowSet set(n_rows_);
+      const RowSet set(n_rows_);
       int64_t mine = 0;
       const int64_t last = first_block(task + 1);
       for (int64_t b = first_block(task); b < last; ++b) {
         Random random(seed_, part(b, kRows));
-        for (int64_t c = b * kBlock; c < std::min(n_cols_, (b + 1) * kBlock); ++c) {
-          int32_t* out = new_rows + new_starts[c];
-          const int32_t* old = rows_ + starts_[c];
-          if (new_starts[c + 1] - new_starts[c] == sizes_[c]) {  // no draws
-            std::copy_n(old, sizes_[c], out);
-            new_sizes[c] = sizes_[c];
-            mine += sizes_[c];
-            continue;
+        const int64_t first = b * kDrawBlock, columns = std::min(kDrawBlock, n_cols_ - first);
+        if (rounds_ == 0 && groups == 1) {  // all one after another
+          const int64_t* at = new_starts.data() + first;
+          weights_.draw_rows(0, at[columns] - at[0], random, new_rows + at[0]);
+        } else {
+          for (int64_t c = first; c < first + columns; ++c) {
+            int32_t* end = std::copy_n(rows_ + starts_[c], sizes_[c], new_rows + new_starts[c]);
+            for (int64_t g = 0; g < groups; ++g) end = weights_.draw_rows(g, draws[c * groups + g], random, end);
           }
-          int32_t* end = std::copy_n(old, sizes_[c], out);
-          for (int64_t g = 0; g < groups; ++g) end = weights_.draw_rows(g, draws[c * groups + g], random, end);
-          new_sizes[c] = static_cast<int32_t>(distinct(c, out, end, set) - out);
-          mine += new_sizes[c];
         }
+        int64_t edges_at[kDrawBlock + 1];
+        std::copy_n(ccol_ + first, columns + 1, edges_at);
+        active_isa().topology.sift({row_, edges_at, new_rows, new_starts.data() + first, columns,
+                                    new_sizes.data() + first, set.bits()});
+        mine = std::accumulate(new_sizes.data() + first, new_sizes.data() + first + columns, mine);
       }
       found += mine;
     });
@@ -218,44 +276,6 @@ class CandidateDraw {
     return true;
   }
 
-  // Sorts the rows of a column and leaves out repeats and those of its edges, in place. Returns their new end.
-  int32_t* distinct(int64_t c, int32_t* begin, int32_t* end, RowSet& set) const {
-    const int32_t* edges = row_ + ccol_[c];
-    const int32_t* edges_end = row_ + ccol_[c + 1];
-    if (end - begin <= kFew && edges_end - edges <= 4 * kFew) return distinct_few(edges, edges_end, begin, end);
-    set.block(edges, edges_end);
-    if (set.is_many(end - begin)) {
-      set.insert_many(begin, end);
-      return set.drain_many(begin);
-    }
-    set.insert_few(begin, end);
-    return set.drain_few(edges, edges_end, begin);
-  }
-
-  // The same where there are few of both: each is compared with all others, a vector at a time.
-  static int32_t* distinct_few(const int32_t* edges, const int32_t* edges_end, int32_t* begin, int32_t* end) {
-    constexpr int32_t kNone = std::numeric_limits<int32_t>::max();  // above every row
-    const int64_t size = end - begin;
-    int32_t rows[kFew], known[kFew] = {}, places[kFew] = {};
-    std::fill(std::copy(begin, end, rows), rows + kFew, kNone);
-    for (const int32_t* edge = edges; edge != edges_end; ++edge)
-      for (int32_t j = 0; j < kFew; ++j) known[j] |= rows[j] == *edge;
-    for (int32_t i = 0; i < size; ++i)
-      for (int32_t j = 0; j < kFew; ++j) known[j] |= (rows[j] == rows[i]) & (j > i);
-    for (int32_t j = 0; j < kFew; ++j) rows[j] = known[j] ? kNone : rows[j];
-    for (int32_t i = 0; i < size; ++i)
-      for (int32_t j = 0; j < kFew; ++j) places[j] += rows[i] < rows[j];
-    // Those left out all fall on one place, behind the others.
-    int32_t sorted[kFew + 1];
-    int32_t* out = begin;
-    for (int32_t i = 0; i < size; ++i) {
-      sorted[places[i]] = rows[i];
-      out += rows[i] != kNone;
-    }
-    std::copy(sorted, sorted + (out - begin), begin);
-    return out;
-  }
-
   void collect_rest(int64_t count, double budget) {
     const int64_t missing = count - found_;
     if (missing == 0) return;
@@ -265,11 +285,20 @@ class CandidateDraw {
       for (int64_t i = 0; i < size; ++i) keys[i] = weights_.draw_key(random);
     };
     const auto keep_new = [&](uint64_t* keys, int64_t size) {
-      return std::remove_if(keys, keys + size, [&](uint64_t key) {
-               const int64_t c = key / n_rows_;
-               const int32_t r = static_cast<int32_t>(key % n_rows_);
-               return has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) | has(rows_ + starts_[c], sizes_[c], r);
-             }) - keys;
+      std::vector<uint8_t> is_new(size);
+      parallel_ranges(size, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t c = keys[i] / n_rows_;
+          const int32_t r = static_cast<int32_t>(keys[i] % n_rows_);
+          is_new[i] = !has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) & !has(rows_ + starts_[c], sizes_[c], r);
+        }
+      });
+      int64_t kept = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        keys[kept] = keys[i];
+        kept += is_new[i];
+      }
+      return kept;
     };
     rest_ = rest;
     rest_count_ = collect_keys(rest, missing, static_cast<uint64_t>(n_rows_) * n_cols_,

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
+#include "isa/isa.h"
 #include "parallel.h"
 #include "topology/keys.h"
 
@@ -42,47 +42,34 @@ int64_t first_present(const P* ccol, const int32_t* row, int64_t n_cols, const G
   return -1;
 }
 
+inline void merge_columns(const MergeTask<int32_t>& task) { active_isa().topology.merge_i32(task); }
+inline void merge_columns(const MergeTask<int64_t>& task) { active_isa().topology.merge_i64(task); }
+
 // pruned: as many slots as edges grow, strictly ascending, in [0, nnz). No grown edge is in the matrix yet.
 // source[k]: the old slot of the edge that is now in slot k, -1 where it is new.
 template <class P>
 void replace_edges(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, const int64_t* pruned,
                       const Grown<P>& grown, P* new_ccol, int32_t* new_row, P* source) {
-  constexpr int32_t kEnd = std::numeric_limits<int32_t>::max();  // above every row
   const int64_t nnz = ccol[n_cols];
   const int64_t count = grown.count;
   const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), nnz / kReplaceGrain));
+  struct Start {
+    int64_t column, pruned, grown, out;
+  };
+  const auto start = [&](int64_t task) {
+    const int64_t c = first_column(ccol, n_cols, task, tasks);
+    const int64_t p = std::lower_bound(pruned, pruned + count, int64_t{ccol[c]}) - pruned;
+    const int64_t g = std::lower_bound(grown.places, grown.places + count, int64_t{grown.ccol[c]}) - grown.places;
+    return Start{c, p, g, ccol[c] - p + g};
+  };
   parallel_tasks(tasks, [&](int64_t task) {
-    const int64_t first = first_column(ccol, n_cols, task, tasks), last = first_column(ccol, n_cols, task + 1, tasks);
-    int64_t p = std::lower_bound(pruned, pruned + count, int64_t{ccol[first]}) - pruned;
-    int64_t g = std::lower_bound(grown.places, grown.places + count, int64_t{grown.ccol[first]}) - grown.places;
-    int64_t out = ccol[first] - p + g;
-    std::vector<int32_t> kept_rows(n_rows + 1), grown_rows(n_rows + 1);
-    std::vector<P> kept_slots(n_rows + 1);
-    for (int64_t c = first; c < last; ++c) {
-      new_ccol[c] = static_cast<P>(out);
-      int64_t kept = 0;
-      for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k) {
-        const bool goes = p < count && pruned[p] == k;
-        kept_rows[kept] = row[k];
-        kept_slots[kept] = static_cast<P>(k);
-        kept += !goes;
-        p += goes;
-      }
-      int64_t comes = 0;
-      for (; g < count && grown.places[g] < grown.ccol[c + 1]; ++g) grown_rows[comes++] = grown.row[grown.places[g]];
-      kept_rows[kept] = kEnd;
-      grown_rows[comes] = kEnd;
-      int64_t i = 0;
-      int64_t j = 0;
-      for (const int64_t end = out + kept + comes; out < end; ++out) {
-        const int32_t old_row = kept_rows[i], grown_row = grown_rows[j];
-        const bool keeps = old_row <= grown_row;
-        new_row[out] = keeps ? old_row : grown_row;
-        source[out] = keeps ? kept_slots[i] : P{-1};
-        i += keeps;
-        j += !keeps;
-      }
-    }
+    const Start begin = start(task), end = start(task + 1);
+    const size_t memory = n_rows + 2 * MergeMemory<P>::kPadding;
+    std::vector<int32_t> rows(memory);
+    std::vector<P> slots(memory);
+    merge_columns(MergeTask<P>{ccol, row, nnz, begin.column, end.column, pruned, grown.ccol, grown.row, grown.places,
+                               count, begin.pruned, begin.grown, new_ccol, new_row, source, begin.out, end.out,
+                               {rows.data(), slots.data()}});
   });
   new_ccol[n_cols] = static_cast<P>(nnz);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -12,17 +13,42 @@
 
 namespace sparsekern {
 
-// A stable counting sort by row, so columns come out ascending within each row. Where there are many rows, edges are
-// first dealt to blocks of rows, and then each block is sorted by itself, in cache. Each task deals a contiguous part of
-// the columns. The result does not depend on the number of threads.
+// An edge on its way to its row, with the row's number in its block: in eight bytes where that is enough.
+class PackedEdge {
+ public:
+  static constexpr int kRowBits = 12, kColBits = 20, kSlotBits = 32;
+
+  PackedEdge(int32_t row, int32_t col, int64_t slot)
+      : bits_(static_cast<uint64_t>(slot) << (kRowBits + kColBits) | static_cast<uint64_t>(col) << kRowBits |
+              static_cast<uint64_t>(row)) {}
+  int32_t row() const { return static_cast<int32_t>(bits_ & ((1 << kRowBits) - 1)); }
+  int32_t col() const { return static_cast<int32_t>(bits_ >> kRowBits & ((1 << kColBits) - 1)); }
+  int64_t slot() const { return static_cast<int64_t>(bits_ >> (kRowBits + kColBits)); }
+
+ private:
+  uint64_t bits_;
+};
+class WideEdge {
+ public:
+  WideEdge(int32_t row, int32_t col, int64_t slot) : row_(row), col_(col), slot_(slot) {}
+  int32_t row() const { return row_; }
+  int32_t col() const { return col_; }
+  int64_t slot() const { return slot_; }
+
+ private:
+  int32_t row_, col_;
+  int64_t slot_;
+};
+
+// A stable counting sort by row, so columns come out ascending within each row. Where there are many edges or rows, edges
+// are first dealt to blocks of rows, and then each block is sorted by itself, in cache. Each task deals a contiguous part
+// of the columns. The result does not depend on the number of threads.
 template <class P>
 void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t nnz, P* crow, int32_t* col,
                P* permutation) {
-  struct Edge {
-    int32_t row, col;
-    P slot;
-  };
-  constexpr int kSmallBlock = 12;        // rows of a block, as a power of two: its counters fit the first-level cache
+  constexpr int kSmallBlock = 7;         // rows of a block at least, as a power of two
+  constexpr int64_t kDirectRows = 8192;  // whose counters fit the first-level cache
+  constexpr int64_t kDirectEdges = 1 << 19;  // whose places fit the second
   constexpr int64_t kMostBlocks = 1024;  // write streams of the dealing
   constexpr int64_t kGrain = 1 << 15;    // edges that are worth a thread
   const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), nnz / kGrain));
@@ -41,7 +67,7 @@ void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols
   };
   crow[n_rows] = static_cast<P>(nnz);
 
-  if (n_rows <= int64_t{2} << kSmallBlock) {
+  if (n_rows <= kDirectRows && nnz <= kDirectEdges) {
     std::vector<int64_t> next(tasks * n_rows);
     count_bins(0, n_rows, next.data());
     std::copy_n(next.begin(), n_rows, crow);
@@ -67,42 +93,51 @@ void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols
   std::vector<int64_t> block_start(next.begin(), next.begin() + blocks);
   block_start.push_back(nnz);
 
-  Edge* edges = Scratch::of_this_thread().get<Edge>(kSortSlot, nnz);
-  parallel_tasks(tasks, [&](int64_t task) {
-    int64_t* place = next.data() + task * blocks;
-    const int64_t end = first_col(task + 1);
-    for (int64_t c = first_col(task); c < end; ++c) {
-      for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k)
-        edges[place[row[k] >> shift]++] = {row[k], static_cast<int32_t>(c), static_cast<P>(k)};
-    }
-  });
+  const auto sort = [&](auto* type) {
+    using Edge = std::remove_pointer_t<decltype(type)>;
+    Edge* edges = Scratch::of_this_thread().get<Edge>(kSortSlot, nnz);
+    parallel_tasks(tasks, [&](int64_t task) {
+      int64_t* place = next.data() + task * blocks;
+      const int64_t end = first_col(task + 1);
+      for (int64_t c = first_col(task); c < end; ++c) {
+        for (int64_t k = ccol[c]; k < ccol[c + 1]; ++k)
+          edges[place[row[k] >> shift]++] = Edge(row[k] & ((1 << shift) - 1), static_cast<int32_t>(c), k);
+      }
+    });
 
-  const auto sort_block = [&](int64_t block) {
-    const Edge* begin = edges + block_start[block];
-    const Edge* end = edges + block_start[block + 1];
-    const int64_t first_row = block << shift;
-    const int64_t rows = std::min(n_rows - first_row, int64_t{1} << shift);
-    P* place = crow + first_row;
-    std::fill(place, place + rows, P{0});
-    for (const Edge* edge = begin; edge != end; ++edge) ++place[edge->row - first_row];
-    P start = static_cast<P>(block_start[block]);
-    for (int64_t r = 0; r < rows; ++r) {
-      const P count = place[r];
-      place[r] = start;
-      start += count;
-    }
-    for (const Edge* edge = begin; edge != end; ++edge) {
-      const P j = place[edge->row - first_row]++;
-      col[j] = edge->col;
-      permutation[j] = edge->slot;
-    }
-    // Each place has moved to its row's end, which is the next row's start.
-    for (int64_t r = rows - 1; r > 0; --r) place[r] = place[r - 1];
-    if (rows > 0) place[0] = static_cast<P>(block_start[block]);
+    const auto sort_block = [&](int64_t block) {
+      const Edge* begin = edges + block_start[block];
+      const Edge* end = edges + block_start[block + 1];
+      const int64_t first_row = block << shift;
+      const int64_t rows = std::min(n_rows - first_row, int64_t{1} << shift);
+      P* place = crow + first_row;
+      std::fill(place, place + rows, P{0});
+      for (const Edge* edge = begin; edge != end; ++edge) ++place[edge->row()];
+      P start = static_cast<P>(block_start[block]);
+      for (int64_t r = 0; r < rows; ++r) {
+        const P count = place[r];
+        place[r] = start;
+        start += count;
+      }
+      for (const Edge* edge = begin; edge != end; ++edge) {
+        const P j = place[edge->row()]++;
+        col[j] = edge->col();
+        permutation[j] = static_cast<P>(edge->slot());
+      }
+      // Each place has moved to its row's end, which is the next row's start.
+      for (int64_t r = rows - 1; r > 0; --r) place[r] = place[r - 1];
+      if (rows > 0) place[0] = static_cast<P>(block_start[block]);
+    };
+    parallel_ranges(blocks, std::max<int64_t>(1, blocks / tasks), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) sort_block(block);
+    });
   };
-  parallel_ranges(blocks, std::max<int64_t>(1, blocks / tasks), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) sort_block(block);
-  });
+  const bool packed = shift <= PackedEdge::kRowBits && n_cols <= int64_t{1} << PackedEdge::kColBits &&
+                      nnz <= int64_t{1} << PackedEdge::kSlotBits;
+  if (packed)
+    sort(static_cast<PackedEdge*>(nullptr));
+  else
+    sort(static_cast<WideEdge*>(nullptr));
 }
 
 }  // namespace sparsekern
