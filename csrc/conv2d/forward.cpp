@@ -38,7 +38,8 @@ class Forward : Call<A> {
       else fill_edges<int32_t>(planes);
       const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
       const Teams teams = Teams::of(tiles, this->threads, true);
-      const int64_t copies = planes.kind == TileKind::shifted ? shape.y.classes() * planes.shifts.copies() : shape.classes();
+      const int64_t copies =
+          planes.kind == TileKind::shifted ? shape.y.classes() * planes.shifts.copies() : shape.classes();
       const int64_t in_planes = shape.channels * copies * planes.input_size;
       const int64_t in_size = in_place ? 0 : in_planes * planes.unit + planes.slack();
       int64_t out_size = 0;

@@ -43,7 +43,7 @@ template <class A>
 struct ChannelPanel {
   EdgeRows<A> rows;
   A* sums;           // of each row a block's vectors; null with a single panel
-  int64_t sums_size; // elements from a row's to the next's: threads may be at blocks of different widths
+  int64_t sums_size;  // elements from a row's to the next's: threads may be at blocks of different widths
   bool first, last;  // sums start anew; results go where they belong
 };
 

@@ -5,8 +5,6 @@ namespace {
 
 // Unaligned vectors cross cache lines: what a flat tile's vector costs in lane tiles' vectors.
 constexpr int64_t kFlatCost = 2;
-// Rows of a shifted tile, at least: bands read each other's borders.
-constexpr int64_t kFewestRows = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,9 +55,8 @@ std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_
 std::vector<Batch> make_shifted_batch(const Conv2dShape& shape, const Shifts& shifts, int64_t extent,
                                       int64_t row_elements, int64_t tile_elements) {
   const int64_t fit = tile_elements / std::max<int64_t>(1, row_elements) - shape.y.reach;
-  if (shifts.width == 0 || fit < std::min(extent, kFewestRows)) return {};
-  const int64_t rows = rows_per_tile(extent, row_elements, shape.y.reach, tile_elements);
-  return {make_batch(TileKind::shifted, {0, shape.batch}, shifts.images, extent, rows)};
+  if (shifts.width == 0 || fit < extent) return {};
+  return {make_batch(TileKind::shifted, {0, shape.batch}, shifts.images, extent, extent)};
 }
 
 bool rows_fill_vectors(const Conv2dShape& shape, int64_t lanes) {

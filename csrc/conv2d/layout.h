@@ -106,7 +106,8 @@ struct Planes {
 std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
                                 bool in_rows, int64_t tile_elements);
 
-// Likewise into shifted tiles, of which a row of vectors holds `row_elements`; none where too few rows fit.
+// Likewise into shifted tiles, of which a row of vectors holds `row_elements`; none where the whole images do not fit:
+// row tiles are better than bands.
 std::vector<Batch> make_shifted_batch(const Conv2dShape& shape, const Shifts& shifts, int64_t extent,
                                       int64_t row_elements, int64_t tile_elements);
 

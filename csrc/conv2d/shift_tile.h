@@ -108,7 +108,8 @@ SK_INLINE void shift_rows(const ShiftCopy<A>& copy, const T* from, int64_t first
   for (int64_t row = 0; row < rows; ++row, from += row_stride, to += pitch) {
     __builtin_prefetch(to + next, 1);  // stores wait for their lines one after another
     if constexpr (Step == 2) {
-      store(to, even_lanes<A>(load_lanes(from, begin, end), load_lanes(from + (second - first), second_begin, second_end)));
+      const Vec<A> other = load_lanes(from + (second - first), second_begin, second_end);
+      store(to, even_lanes<A>(load_lanes(from, begin, end), other));
     } else if constexpr (Pieces == 1) {
       store(to, load_lanes(from, begin, end));
     } else {
