@@ -23,12 +23,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-# Tile elements, work of a thread, bytes of a row tile and of a panel, edges in a panel, and in one of lanes: little
+# Tile elements, work of a thread, bytes of a row tile and of a panel, edges in a panel, in one of lanes, and of a
+# channel for shifted tiles: little
 # enough that images are worked on in bands of a few rows and in many panels of channels, and by threads always.
 LIMITS = {
-    "rows": [2000, 1, 8000, 200, 0, 1 << 40],
-    "rows, forward in lanes": [2000, 1, 8000, 200, 0, 0],
-    "lanes": [2000, 1, 0, 200, 0, 0],
+    "rows": [2000, 1, 8000, 200, 0, 1 << 40, 1 << 40],
+    "rows, forward in lanes": [2000, 1, 8000, 200, 0, 0, 1 << 40],
+    "lanes": [2000, 1, 0, 200, 0, 0, 0],
+    "shifted": [1 << 20, 1, 1 << 20, 200, 0, 0, 0],
 }
 
 

@@ -1,5 +1,6 @@
 #include "conv2d/call.h"
 #include "conv2d/mover.h"
+#include "conv2d/shift_mover.h"
 
 namespace sparsekern {
 namespace {
@@ -29,9 +30,7 @@ class Backward : Call<A> {
   }
 
   void run() {
-    const int64_t row_elements = shape.x.extent() * (planes_ + shape.out_channels);
-    const std::vector<Batch> batches = make_batches(shape, shape.y.extent(), row_elements, kernels.lanes,
-                                                    this->in_rows, this->tile_elements());
+    const std::vector<Batch> batches = this->batches();
     if (!batches.empty()) place_edges(batches[0]);
     // Sums of each team's own may take as much memory as the activations, together.
     const bool own_sums_fit =
@@ -51,6 +50,20 @@ class Backward : Call<A> {
   }
 
  private:
+  std::vector<Batch> batches() const {
+    if (this->shifts_pay(shape.out_channels)) {
+      const Shifts shifts = Shifts::backward(shape, kernels.lanes);
+      const bool direct = shifts.images == 1 && shape.classes() == 1;
+      const int64_t row_elements =
+          shifts.pitch(kernels.lanes) * (shifts.copies() * shape.out_channels + (direct ? 0 : planes_));
+      std::vector<Batch> shifted =
+          make_shifted_batch(shape, shifts, shape.y.extent(), row_elements, this->shifted_elements());
+      if (!shifted.empty()) return shifted;
+    }
+    const int64_t row_elements = shape.x.extent() * (planes_ + shape.out_channels);
+    return make_batches(shape, shape.y.extent(), row_elements, kernels.lanes, this->in_rows, this->tile_elements());
+  }
+
   // The edges of input plane p = class * channels + channel in a panel: for each tap of its class, the part of the
   // tap's column that belongs to the channel's group and the panel. Calls body(begin, end, tap of y, tap of x).
   template <class Body>
@@ -79,8 +92,8 @@ class Backward : Call<A> {
   // Chooses the panels, the same for all batches as their sums are, and places the edges panel by panel: those of
   // plane i in panel p at places_[p * planes + i].
   void place_edges(const Batch& batch) {
-    // A lane tile's edge reads whole lines once for two products: the second level cache keeps up with that.
-    if (batch.tiles.empty() || batch.kind == TileKind::lane) return;
+    // An edge that reads whole lines once for two products: the second level cache keeps up with that.
+    if (batch.tiles.empty() || batch.kind == TileKind::lane || batch.kind == TileKind::shifted) return;
     const Planes planes = Planes::backward(shape, batch, kernels.lanes, false);
     int64_t window = 1;
     for (int64_t cls = 0; cls < shape.classes(); ++cls)
@@ -116,12 +129,15 @@ class Backward : Call<A> {
 
   void fill_edges(const Planes& planes) {
     const int64_t grad_plane = planes.grad_size * planes.unit;
-    check_offsets(grad_plane * shape.out_channels + planes.slack());
+    const bool shifted = planes.kind == TileKind::shifted;
+    check_offsets(grad_plane * shape.out_channels * std::max<int64_t>(1, planes.shifts.copies()) + planes.slack());
     parallel_tasks(this->edge_tasks(), [&](int64_t task) {
       const Span mine = share_of_rows(starts_, planes_, task, this->edge_tasks());
       for (int64_t p = mine.begin; p < mine.end; ++p) {
         for_runs(p, [&](int64_t place, int64_t begin, int64_t end, const Axis::Tap& r, const Axis::Tap& s) {
-          const int64_t start = (planes.margin - r.shift * planes.pitch - s.shift) * planes.unit;
+          int64_t start = (planes.margin - r.shift * planes.pitch) * planes.unit;
+          if (shifted) start += planes.shifts.of_tap[&s - shape.x.taps.data()] * shape.out_channels * grad_plane;
+          else start -= s.shift * planes.unit;
           for (int64_t k = begin; k < end; ++k)
             edges_[place++] = {static_cast<int32_t>(start + row_[k] * grad_plane), weights_ ? weights_[k] : A(0)};
         });
@@ -135,8 +151,10 @@ class Backward : Call<A> {
     fill_edges(planes);
     const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
     int64_t in_size = planes_ * planes.input_size * planes.unit + planes.slack();
-    if (batch.kind == TileKind::row) in_size = converts() ? shape.channels * shape.pixels() : 0;
-    const int64_t grad_size = in_place ? 0 : shape.out_channels * planes.grad_size * planes.unit + planes.slack();
+    if (planes.direct) in_size = converts() ? shape.channels * shape.pixels() : 0;
+    const int64_t copies = std::max<int64_t>(1, planes.shifts.copies());
+    const int64_t grad_size =
+        in_place ? 0 : copies * shape.out_channels * planes.grad_size * planes.unit + planes.slack();
     // But for flat tiles, blocks cover exactly the pixels, so the gradient can take the input's place.
     const int64_t out_size = batch.kind == TileKind::flat && x_grad_.data ? in_size : 0;
     const int64_t waiting_size =
@@ -167,7 +185,7 @@ class Backward : Call<A> {
     const Mover<A> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
                       shape.batch * shape.channels * shape.pixels() > kStreamElements};
     const Mover<A> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit, false};
-    const bool row = planes.kind == TileKind::row;
+    const bool row = planes.direct, shifted = planes.kind == TileKind::shifted;
     const int64_t image = tile.images.begin;
     // The input's rows that a row tile works on.
     const Span rows = shape.y.positions(tile.rows);
@@ -176,12 +194,15 @@ class Backward : Call<A> {
       if (values_grad_.data) input = x.template image<A>(image);
       if (x_grad_.data) output = dx.template image<A>(image);
     }
-    Layout layout;
-    if (!row) layout = planes.input(tile, tile.rows);
-    const Layout grad_layout = planes.grad(tile);
+    Layout layout, grad_layout;
+    if (!row && !shifted) layout = planes.input(tile, tile.rows);
+    if (!shifted) grad_layout = planes.grad(tile);
     parallel_tasks(workers, [&](int64_t worker) {
       const Span outs = share(shape.out_channels, worker, workers);
-      if (!planes.in_place) {
+      const ShiftMover<A> shift{shape, planes};
+      if (shifted) {
+        shift.pack_shifted_grad(dy, tile, outs, clear, grad);
+      } else if (!planes.in_place) {
         if (clear) dy.clear_gaps(grad_layout, outs, grad);
         dy.pack(grad_layout, tile, outs, grad);
       }
@@ -191,6 +212,7 @@ class Backward : Call<A> {
         if (converts()) x.widen_rows(image, channels, rows, shape.x.size, input);
         return;
       }
+      if (shifted) return shift.pack_input(x, tile, channels, input);
       // A lane tile's blocks cover exactly the pixels.
       if (clear && planes.kind == TileKind::flat) x.clear_gaps(layout, channels, input);
       x.pack(layout, tile, channels, input);
@@ -207,7 +229,8 @@ class Backward : Call<A> {
                                    planes_here.begin, planes_here.end, sums, row && !converts() && dx.stream};
         for (const Block& block : planes.backward_blocks(tile, cls, kernels.backward_vectors)) {
           for (int64_t p = 0; p < panels_.count; ++p) {
-            const ChannelPanel<A> panel{{edges_, places_ + p * planes_}, waiting, p == 0, p + 1 == panels_.count};
+            const ChannelPanel<A> panel{{edges_, places_ + p * planes_}, waiting,
+                                        kernels.backward_vectors * kernels.lanes, p == 0, p + 1 == panels_.count};
             table[block.rows_log2][block.width](args, panel, block);
           }
         }
@@ -217,6 +240,7 @@ class Backward : Call<A> {
     parallel_tasks(workers, [&](int64_t worker) {
       const Span channels = share(shape.channels, worker, workers);
       if (row) dx.narrow_rows(image, channels, rows, shape.x.size, output);
+      else if (shifted) ShiftMover<A>{shape, planes}.unpack_input_grad(dx, tile, channels, output);
       else dx.unpack(layout, tile, channels, output);
     });
   }

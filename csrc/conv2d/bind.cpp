@@ -43,11 +43,11 @@ void bind_conv2d(pybind11::module_& m) {
                         reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
       },
       unlocked);
-  using Limits = std::array<int64_t, 6>;
+  using Limits = std::array<int64_t, 7>;
   m.def("conv2d_exchange_limits", [](const Limits& v) {
-    const Conv2dLimits old = exchange_conv2d_limits({v[0], v[1], v[2], v[3], v[4], v[5]});
+    const Conv2dLimits old = exchange_conv2d_limits({v[0], v[1], v[2], v[3], v[4], v[5], v[6]});
     return Limits{old.tile_elements, old.thread_work, old.cache_bytes, old.panel_bytes, old.panel_edges,
-                  old.lane_panel_edges};
+                  old.lane_panel_edges, old.shifted_edges};
   });
 }
 

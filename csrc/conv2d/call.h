@@ -95,6 +95,15 @@ struct Call {
            channels * shape.pixels() * int64_t{sizeof(A)} > limit.cache_bytes / 2 * 3;
   }
 
+  // A shifted tile's working memory may be a little larger than a row tile's: nothing else of the tile is read again.
+  int64_t shifted_elements() const {
+    return std::min(limit.tile_elements, limit.cache_bytes / 5 * 6 / int64_t{sizeof(A)});
+  }
+  // Copies cost writing them: what few edges an operand's channel has would not win that back.
+  bool shifts_pay(int64_t channels) const {
+    return limit.cache_bytes > 0 && edge_count >= limit.shifted_edges * channels;
+  }
+
   // Elements of working memory for a tile: a row tile's should stay in the second level cache.
   int64_t tile_elements() const {
     return in_rows ? std::min(limit.tile_elements, limit.cache_bytes / int64_t{sizeof(A)}) : limit.tile_elements;

@@ -28,6 +28,7 @@ struct Conv2dLimits {
   int64_t panel_bytes = caches().first / 4 * 3;   // of what a block meets of a panel
   int64_t panel_edges = 6;                        // of a row in a panel, at least
   int64_t lane_panel_edges = 8;                   // likewise, for lane tiles where row tiles could be
+  int64_t shifted_edges = 8;                      // of a channel that edges shift, at least, for shifted tiles
 };
 // Sets the limits of the calls that follow and returns those before.
 Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits);

@@ -2,6 +2,7 @@
 
 #include "conv2d/call.h"
 #include "conv2d/mover.h"
+#include "conv2d/shift_mover.h"
 
 namespace sparsekern {
 namespace {
@@ -29,11 +30,7 @@ class Forward : Call<A> {
   }
 
   void run() {
-    const int64_t row_elements = shape.x.extent() * shape.channels * shape.classes();
-    const std::vector<Batch> batches =
-        make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->in_rows && !lanes_pay(row_elements),
-                     this->tile_elements());
-    for (const Batch& batch : batches) {
+    for (const Batch& batch : batches()) {
       const bool in_place = batch.kind == TileKind::row && this->reads_in_place(x_.dtype, shape.channels);
       const Planes planes = Planes::forward(shape, batch, kernels.lanes, in_place);
       panels_ = choose_panels(planes, batch);
@@ -41,11 +38,13 @@ class Forward : Call<A> {
       else fill_edges<int32_t>(planes);
       const int64_t tiles = static_cast<int64_t>(batch.tiles.size());
       const Teams teams = Teams::of(tiles, this->threads, true);
-      const int64_t in_planes = shape.channels * shape.classes() * planes.input_size;
+      const int64_t copies =
+          planes.kind == TileKind::shifted ? shape.y.classes() * planes.shifts.copies() : shape.classes();
+      const int64_t in_planes = shape.channels * copies * planes.input_size;
       const int64_t in_size = in_place ? 0 : in_planes * planes.unit + planes.slack();
       int64_t out_size = 0;
-      if (batch.kind == TileKind::flat) out_size = rows_ * planes.out_size;
-      if (batch.kind == TileKind::row && y_.dtype != this->native()) out_size = rows_ * shape.out_pixels();
+      if (batch.kind != TileKind::lane && !planes.direct) out_size = rows_ * planes.out_size;
+      if (planes.direct && y_.dtype != this->native()) out_size = rows_ * shape.out_pixels();
       const int64_t sums_size = panels_.count > 1 ? rows_ * kernels.forward_vectors * kernels.lanes : 0;
       A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
       A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
@@ -63,6 +62,25 @@ class Forward : Call<A> {
   }
 
  private:
+  std::vector<Batch> batches() const {
+    if (this->shifts_pay(shape.channels)) {
+      const Shifts shifts = Shifts::forward(shape, kernels.lanes);
+      const int64_t copies = shape.y.classes() * shifts.copies();
+      const int64_t row_elements =
+          shifts.pitch(kernels.lanes) * (copies * shape.channels + (shifts.images > 1 ? rows_ : 0));
+      std::vector<Batch> shifted =
+          make_shifted_batch(shape, shifts, shape.y.out, row_elements, this->shifted_elements());
+      if (!shifted.empty()) return shifted;
+    }
+    const int64_t row_elements = shape.x.extent() * shape.channels * shape.classes();
+    return make_batches(shape, shape.y.out, row_elements, kernels.lanes, this->in_rows && !lanes_pay(row_elements),
+                        this->tile_elements());
+  }
+
+  int block_vectors(const Planes& planes) const {
+    return planes.kind == TileKind::shifted ? kernels.backward_vectors : kernels.forward_vectors;
+  }
+
   // Whether rows have so many edges that lane tiles, whose vectors are all aligned, win over row tiles, which have no
   // transposition: where enough of them fall into each of the lane tiles' panels.
   bool lanes_pay(int64_t row_elements) const {
@@ -76,22 +94,31 @@ class Forward : Call<A> {
 
   Panels choose_panels(const Planes& planes, const Batch& batch) const {
     if (batch.tiles.empty()) return {1, 1};
-    const int64_t window = planes.window(planes.forward_blocks(batch.tiles[0], kernels.forward_vectors));
-    return this->panels(shape.group_channels(), window * shape.classes(), rows_);
+    const int64_t window = planes.window(planes.forward_blocks(batch.tiles[0], block_vectors(planes)));
+    const int64_t classes = planes.kind == TileKind::shifted ? shape.y.classes() : shape.classes();
+    return this->panels(shape.group_channels(), window * classes, rows_);
   }
 
   template <class Index>
   void fill_edges(const Planes& planes) {
     const int64_t plane = planes.input_size * planes.unit;
-    check_offsets(shape.channels * shape.classes() * plane + planes.slack());
+    check_offsets(shape.channels * std::max(shape.classes(), shape.y.classes() * planes.shifts.copies()) * plane +
+                  planes.slack());
     int32_t* column_offset = this->template get<int32_t>(kColumns, shape.columns());
     int64_t column = 0;
-    for (int64_t c = 0; c < shape.group_channels(); ++c)
-      for (const Axis::Tap& r : shape.y.taps)
-        for (const Axis::Tap& s : shape.x.taps)
-          column_offset[column++] = static_cast<int32_t>(
-              ((r.cls * shape.x.classes() + s.cls) * shape.channels + c) * plane +
-              (r.shift * planes.pitch + s.shift) * planes.unit);
+    const bool shifted = planes.kind == TileKind::shifted;
+    for (int64_t c = 0; c < shape.group_channels(); ++c) {
+      for (const Axis::Tap& r : shape.y.taps) {
+        for (size_t t = 0; t < shape.x.taps.size(); ++t) {
+          const Axis::Tap& s = shape.x.taps[t];
+          const int64_t number = shifted ? r.cls * planes.shifts.copies() + planes.shifts.of_tap[t]
+                                         : r.cls * shape.x.classes() + s.cls;
+          column_offset[column++] =
+              static_cast<int32_t>((number * shape.channels + c) * plane +
+                                   (r.shift * planes.pitch + (shifted ? 0 : s.shift)) * planes.unit);
+        }
+      }
+    }
     place_edges();
     const Index* permutation = static_cast<const Index*>(permutation_.data);
     parallel_tasks(this->edge_tasks(), [&](int64_t task) {
@@ -134,6 +161,11 @@ class Forward : Call<A> {
     const int64_t image = tile.images.begin;
     if (planes.in_place) {
       input = x.template image<A>(image);
+    } else if (planes.kind == TileKind::shifted) {
+      parallel_tasks(workers, [&](int64_t worker) {
+        const Span channels = share(shape.channels, worker, workers);
+        ShiftMover<A>{shape, planes}.pack_shifted_input(x, tile, channels, clear, input);
+      });
     } else {
       const Layout layout = planes.input(tile, {tile.rows.begin, tile.rows.end + shape.y.reach});
       parallel_tasks(workers, [&](int64_t worker) {
@@ -142,25 +174,30 @@ class Forward : Call<A> {
         x.pack(layout, tile, channels, input);
       });
     }
-    const bool row = planes.kind == TileKind::row;
-    const bool converts = row && y_.dtype != this->native();
-    Sink<A> sink{nullptr, output, row ? y.pixels : planes.out_size, 0, 1, false};
-    if (row && !converts) sink = {nullptr, y.at(image * y.image_stride()), y.pixels, 0, 1, y.stream};
+    const bool converts = planes.direct && y_.dtype != this->native();
+    Sink<A> sink{nullptr, output, planes.direct ? y.pixels : planes.out_size, 0, 1, false};
+    if (planes.direct && !converts) sink = {nullptr, y.at(image * y.image_stride()), y.pixels, 0, 1, y.stream};
     if (planes.kind == TileKind::lane)
       sink = {kernels.put_lanes[static_cast<int>(y_.dtype)], y.at(image * y.image_stride()), y.pixels,
               y.image_stride(), static_cast<int>(tile.images.length()), y.stream};
-    const std::vector<Block> blocks = planes.forward_blocks(tile, kernels.forward_vectors);
+    const std::vector<Block> blocks = planes.forward_blocks(tile, block_vectors(planes));
     parallel_tasks(workers, [&](int64_t worker) {
       const Span rows = share_of_rows(crow_, rows_, worker, workers);
       const ForwardArgs<A> args{input, rows.begin, rows.end, bias_, sink};
       for (const Block& block : blocks) {
         for (int64_t p = 0; p < panels_.count; ++p) {
-          const ChannelPanel<A> panel{{edges_, places_ + p * rows_}, sums, p == 0, p + 1 == panels_.count};
+          const ChannelPanel<A> panel{{edges_, places_ + p * rows_}, sums, block_vectors(planes) * kernels.lanes,
+                                       p == 0, p + 1 == panels_.count};
           kernels.forward[block.rows_log2][block.width](args, panel, block);
         }
       }
       if (converts) y.narrow_rows(tile.images.begin, rows, tile.rows, shape.x.out, output);
     });
+    if (planes.kind == TileKind::shifted && !planes.direct) {
+      parallel_tasks(workers, [&](int64_t worker) {
+        ShiftMover<A>{shape, planes}.unpack_output(y, tile, share(rows_, worker, workers), output);
+      });
+    }
     if (planes.kind == TileKind::flat) {
       const Layout layout = planes.output(tile);
       parallel_tasks(workers, [&](int64_t worker) {

@@ -42,7 +42,8 @@ struct Block {
 template <class A>
 struct ChannelPanel {
   EdgeRows<A> rows;
-  A* sums;           // of each row a block's vectors, as many as the widest has apart; null with a single panel
+  A* sums;           // of each row a block's vectors; null with a single panel
+  int64_t sums_size;  // elements from a row's to the next's: threads may be at blocks of different widths
   bool first, last;  // sums start anew; results go where they belong
 };
 
@@ -102,6 +103,36 @@ struct RowCopy {
   int64_t plane_size, pitch;
 };
 
+// Moves channels [begin, end) of a few images from a tensor into copies, shifted along the rows: see shifts.h.
+template <class A>
+struct ShiftCopy {
+  const void* tensor;
+  int64_t image_stride, channel_stride, row_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int pieces, images;  // images side by side in a vector, and how many of them exist
+  int64_t rows, size;  // rows of `size` pixels
+  int64_t step;
+  const int64_t* firsts;
+  int64_t copies;
+  A* planes;
+  int64_t plane_size, copy_size, pitch;  // elements from a channel, a copy, a row to the next
+};
+
+// Moves results of such tiles to a tensor. With step 2, even and odd pixels lie in planes of their own.
+template <class A>
+struct ShiftedResult {
+  void* tensor;
+  int64_t image_stride, channel_stride, row_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int pieces, images;
+  int64_t rows;
+  int64_t step;
+  const A* planes;
+  int64_t plane_size, pitch;
+  int64_t even, odd;  // where these planes begin
+  bool stream;
+};
+
 template <class A>
 struct Conv2dKernels {
   static constexpr int kShapes = 5;     // rows_log2
@@ -122,6 +153,8 @@ struct Conv2dKernels {
   void (*unpack_lanes[4])(const LaneCopy<A>&);
   void (*pack_rows[4])(const RowCopy<A>&);
   void (*unpack_rows[4])(const RowCopy<A>&);
+  void (*pack_shifted[4])(const ShiftCopy<A>&);
+  void (*unpack_shifted[4])(const ShiftedResult<A>&);
   // `count` elements, those of the tensor `step` apart.
   void (*widen[4])(const void* tensor, int64_t step, int64_t count, A* to);
   void (*narrow[4])(const A* from, int64_t count, int64_t step, void* tensor);

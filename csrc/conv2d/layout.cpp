@@ -52,9 +52,16 @@ std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_
   return batches;
 }
 
+std::vector<Batch> make_shifted_batch(const Conv2dShape& shape, const Shifts& shifts, int64_t extent,
+                                      int64_t row_elements, int64_t tile_elements) {
+  const int64_t fit = tile_elements / std::max<int64_t>(1, row_elements) - shape.y.reach;
+  if (shifts.width == 0 || fit < extent) return {};
+  return {make_batch(TileKind::shifted, {0, shape.batch}, shifts.images, extent, extent)};
+}
+
 bool rows_fill_vectors(const Conv2dShape& shape, int64_t lanes) {
-  const auto filled = [&](int64_t size) { return size >= lanes && ceil_div(size, lanes) * lanes * 3 <= size * 4; };
-  return shape.y.stride == 1 && shape.x.stride == 1 && filled(shape.x.size) && filled(shape.x.out);
+  return shape.y.stride == 1 && shape.x.stride == 1 && fills_vectors(shape.x.size, lanes) &&
+         fills_vectors(shape.x.out, lanes);
 }
 
 // What the runs from position `begin` on leave free up to the plane's end.
@@ -77,7 +84,15 @@ void Layout::find_places() {
 
 Planes Planes::forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place) {
   const bool lane = batch.kind == TileKind::lane;
-  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
+  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0,
+           batch.kind == TileKind::row, {}};
+  if (batch.kind == TileKind::shifted) {
+    p.make_shifted(Shifts::forward(shape, lanes), batch.rows);
+    p.direct = p.shifts.images == 1;
+    p.input_size = p.plane_size(1);
+    p.out_size = batch.rows * p.pitch;
+    return p;
+  }
   p.image_size = (batch.rows + shape.y.reach) * p.pitch;
   p.input_size = p.plane_size(batch.images);
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
@@ -88,7 +103,16 @@ Planes Planes::forward(const Conv2dShape& shape, const Batch& batch, int64_t lan
 
 Planes Planes::backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place) {
   const bool lane = batch.kind == TileKind::lane;
-  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0};
+  Planes p{shape, batch.kind, in_place, lanes, lane ? lanes : 1, shape.x.extent(), 0, 0, 0, 0, 0,
+           batch.kind == TileKind::row, {}};
+  if (batch.kind == TileKind::shifted) {
+    p.make_shifted(Shifts::backward(shape, lanes), batch.rows);
+    p.direct = p.shifts.images == 1 && shape.classes() == 1;
+    p.margin = shape.y.reach * p.pitch;
+    p.grad_size = p.plane_size(1);
+    p.input_size = batch.rows * p.pitch;
+    return p;
+  }
   p.image_size = batch.rows * p.pitch;
   p.input_size = p.plane_size(batch.images);
   p.margin = shape.y.reach * p.pitch + shape.x.reach;
@@ -97,12 +121,19 @@ Planes Planes::backward(const Conv2dShape& shape, const Batch& batch, int64_t la
   return p;
 }
 
+// Copies of `rows` rows and of those that edges reach to.
+void Planes::make_shifted(const Shifts& with, int64_t rows) {
+  shifts = with;
+  pitch = shifts.pitch(lanes);
+  image_size = (rows + shape.y.reach) * pitch;
+}
+
 // Positions of a plane that holds a tile's images of image_size.
 int64_t Planes::plane_size(int64_t images) const {
   if (kind == TileKind::lane) return image_size;
   const int64_t vectors = ceil_div(images * image_size, lanes);
   // An odd number of vectors: channels a power of two apart would meet in few of the cache's sets.
-  return (kind == TileKind::row ? vectors | 1 : vectors) * lanes;
+  return (kind == TileKind::flat ? vectors : vectors | 1) * lanes;
 }
 
 Layout Planes::input(const Tile& tile, Span rows) const {
@@ -180,6 +211,17 @@ int most_rows_log2(int64_t left, int64_t width, int64_t most) {
 std::vector<Block> Planes::row_blocks(Span rows, Span columns, int64_t first_row, int64_t out_row, int most) const {
   std::vector<Block> blocks;
   const int64_t length = columns.length();
+  if (length == pitch && length % lanes == 0) {
+    // Rows without gaps are one long row.
+    const int64_t start = (rows.begin - first_row) * pitch, out = (rows.begin - out_row) * length;
+    const int64_t vectors = rows.length() * length / lanes, count = ceil_div(vectors, most);
+    for (int64_t b = 0; b < count; ++b) {
+      const int64_t first = vectors * b / count, width = vectors * (b + 1) / count - first;
+      blocks.push_back({0, static_cast<int>(width), start + first * lanes, 0, (width - 1) * lanes, 0,
+                        out + first * lanes, 0});
+    }
+    return blocks;
+  }
   const int64_t vectors = ceil_div(length, lanes);
   const int64_t pieces = ceil_div(vectors, most);
   for (int64_t row = rows.begin; row < rows.end;) {
@@ -214,6 +256,9 @@ void Planes::add_lane_blocks(std::vector<Block>& blocks, Span rows, Span columns
 }
 
 std::vector<Block> Planes::forward_blocks(const Tile& tile, int most) const {
+  if (kind == TileKind::shifted && !direct)
+    return row_blocks(tile.rows, {0, pitch}, tile.rows.begin, tile.rows.begin, most);
+  if (kind == TileKind::shifted) return row_blocks(tile.rows, {0, shape.x.out}, tile.rows.begin, 0, most);
   if (kind == TileKind::row)
     return row_blocks(tile.rows, {0, shape.x.out}, in_place ? 0 : tile.rows.begin, 0, most);
   if (kind == TileKind::flat) {
@@ -243,6 +288,10 @@ std::vector<Block> Planes::backward_blocks(const Tile& tile, int64_t cls, int mo
   if (kind == TileKind::flat) return flat_blocks(tile.images.length() * image_size, most);
   const Span rows = intersect(tile.rows, shape.y.inside(cls / shape.x.classes()));
   const Span columns = shape.x.inside(cls % shape.x.classes());
+  if (kind == TileKind::shifted && !direct)
+    return row_blocks(rows, {0, pitch}, tile.rows.begin, tile.rows.begin, most);
+  if (kind == TileKind::shifted)
+    return row_blocks(rows, {0, shifts.width}, tile.rows.begin, shape.y.inside(0).begin, most);
   if (kind == TileKind::row)
     return row_blocks(rows, columns, in_place ? 0 : tile.rows.begin, shape.y.inside(0).begin, most);
   std::vector<Block> blocks;
@@ -254,7 +303,9 @@ int64_t Planes::window(const std::vector<Block>& blocks) const {
   int64_t most = 1;
   for (const Block& block : blocks) {
     const int64_t rows = (int64_t{1} << block.rows_log2) + shape.y.reach;
-    most = std::max(most, rows * (block.last + lanes + shape.x.reach * unit));
+    const int64_t length = block.last + lanes;
+    if (kind == TileKind::shifted) most = std::max(most, (length + (rows - 1) * pitch) * shifts.copies());
+    else most = std::max(most, rows * (length + shape.x.reach * unit));
   }
   return most;
 }

@@ -5,6 +5,9 @@
 // follow one another, and vectors run over everything, gaps between rows and images included. A row tile is one image
 // whose rows of pixels fill vectors: only the operand that edges shift is copied, to give it its borders, and
 // where it needs none (1x1 kernels) not even that. The other tensors serve as planes themselves.
+// A shifted tile is a row tile that holds that operand once for each shift along a row (shifts.h), so that all vectors
+// are aligned. Images whose rows are short lie side by side in a vector; then, and with stride 2, the other tensors
+// have planes of vectors too.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +15,11 @@
 
 #include "conv2d/geometry.h"
 #include "conv2d/kernels.h"
+#include "conv2d/shifts.h"
 
 namespace sparsekern {
 
-enum class TileKind { lane, flat, row };
+enum class TileKind { lane, flat, row, shifted };
 
 struct Tile {
   Span images;
@@ -70,6 +74,8 @@ struct Planes {
   int64_t margin;      // positions before a gradient plane's first pixel, zero: edges reach back into it
   int64_t grad_size;   // of a gradient plane
   int64_t out_size;    // of an output plane
+  bool direct;         // the tensors that edges do not shift serve as planes
+  Shifts shifts;       // of shifted tiles
 
   static Planes forward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place);
   static Planes backward(const Conv2dShape& shape, const Batch& batch, int64_t lanes, bool in_place);
@@ -91,6 +97,7 @@ struct Planes {
   int64_t plane_size(int64_t images) const;
   std::vector<Block> flat_blocks(int64_t length, int most) const;
   std::vector<Block> row_blocks(Span rows, Span columns, int64_t first_row, int64_t out_row, int most) const;
+  void make_shifted(const Shifts& with, int64_t rows);
   void add_lane_blocks(std::vector<Block>& blocks, Span rows, Span columns, int64_t first_row, int most) const;
 };
 
@@ -98,5 +105,10 @@ struct Planes {
 // a row, those of a tile should hold at most tile_elements.
 std::vector<Batch> make_batches(const Conv2dShape& shape, int64_t extent, int64_t row_elements, int64_t lanes,
                                 bool in_rows, int64_t tile_elements);
+
+// Likewise into shifted tiles, of which a row of vectors holds `row_elements`; none where the whole images do not fit:
+// row tiles are better than bands.
+std::vector<Batch> make_shifted_batch(const Conv2dShape& shape, const Shifts& shifts, int64_t extent,
+                                      int64_t row_elements, int64_t tile_elements);
 
 }  // namespace sparsekern

@@ -1,7 +1,9 @@
 // The conv2d kernels. Included once per instruction set: nothing here may come from std::.
 #pragma once
 
+#include "conv2d/chunks.h"
 #include "conv2d/kernels.h"
+#include "conv2d/shift_tile.h"
 #include "isa/simd.h"
 
 namespace sparsekern {
@@ -58,7 +60,7 @@ void forward_block(const ForwardArgs<A>& args, const ChannelPanel<A>& panel, con
   alignas(SK_VECTOR_BYTES) A results[kVectors * kLanes<A>];
   for (int64_t channel = args.begin; channel < args.end; ++channel) {
     Vec<A> sum[kVectors];
-    A* waiting = panel.sums + channel * (kForwardVectors * kLanes<A>);
+    A* waiting = panel.sums + channel * panel.sums_size;
     if (panel.first) {
       SK_UNROLL
       for (int j = 0; j < kVectors; ++j) sum[j] = broadcast(args.bias[channel]);
@@ -109,7 +111,10 @@ void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, c
   const auto sum_dots = [&] {
     Vec<A> dot[kLanes<A>];
     SK_UNROLL
-    for (int j = 0; j < kLanes<A>; ++j) dot[j] = load(dots + j * kLanes<A>);
+    for (int j = 0; j < kLanes<A>; ++j) {
+      dot[j] = load(dots + j * kLanes<A>);
+      pin(dot[j]);
+    }
     return sum_each<A>(dot);
   };
   Vec<A> keep = broadcast(A(1));
@@ -133,7 +138,7 @@ void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, c
         tail = keep != A(0) ? tail : Vec<A>{};
       }
     }
-    A* waiting_sums = panel.sums + i * (kBackwardVectors * kLanes<A>);
+    A* waiting_sums = panel.sums + i * panel.sums_size;
     SK_UNROLL
     for (int j = 0; j < kVectors; ++j)
       sum[j] = InputGrad && !panel.first ? load(waiting_sums + j * kLanes<A>) : Vec<A>{};
@@ -204,7 +209,10 @@ void put_lanes(const Sink<A>& sink, const A* vectors, const Block& block, int64_
     Vec<A> r[kLanes<A>];
     if (count == kLanes<A>) {
       SK_UNROLL
-      for (int j = 0; j < kLanes<A>; ++j) r[j] = load(vectors + (first + j) * kLanes<A>);
+      for (int j = 0; j < kLanes<A>; ++j) {
+        r[j] = load(vectors + (first + j) * kLanes<A>);
+        pin(r[j]);
+      }
     } else {
       SK_UNROLL
       for (int j = 0; j < kLanes<A>; ++j) r[j] = j < count ? load(vectors + (first + j) * kLanes<A>) : Vec<A>{};
@@ -220,21 +228,6 @@ void put_lanes(const Sink<A>& sink, const A* vectors, const Block& block, int64_
   }
 }
 
-// Calls body(pixel, count) for chunks of at most kLanes pixels. A remainder starts earlier instead of being
-// shorter where it can: doing a pixel twice is cheaper than masks.
-template <class A, class Body>
-SK_INLINE void for_chunks(int64_t pixels, const Body& body) {
-  for (int64_t q = 0; q < pixels; q += kLanes<A>) {
-    if (pixels - q >= kLanes<A>) {
-      body(q, kLanes<A>);
-    } else if (pixels >= kLanes<A>) {
-      body(pixels - kLanes<A>, kLanes<A>);
-    } else {
-      body(q, static_cast<int>(pixels - q));
-    }
-  }
-}
-
 template <class A, class T>
 void pack_lanes(const LaneCopy<A>& copy) {
   for (int64_t c = copy.begin; c < copy.end; ++c) {
@@ -244,17 +237,25 @@ void pack_lanes(const LaneCopy<A>& copy) {
       Vec<A> r[kLanes<A>];
       if (copy.images == kLanes<A> && count == kLanes<A>) {
         SK_UNROLL
-        for (int n = 0; n < kLanes<A>; ++n) r[n] = load_widened<A>(from + n * copy.image_stride + q);
+        for (int n = 0; n < kLanes<A>; ++n) {
+          r[n] = load_widened<A>(from + n * copy.image_stride + q);
+          pin(r[n]);
+        }
       } else {
         SK_UNROLL
         for (int n = 0; n < kLanes<A>; ++n)
           r[n] = n < copy.images ? load_widened<A>(from + n * copy.image_stride + q, count) : Vec<A>{};
       }
       transpose<A>(r);
-      SK_UNROLL
-      for (int j = 0; j < kLanes<A>; ++j) {
-        const int64_t place = j < count ? copy.place[q + j] : -1;
-        if (place >= 0) store(to + place * kLanes<A>, r[j]);
+      const int32_t* places = copy.place + q;
+      if (count == kLanes<A> && places[0] >= 0 && places[kLanes<A> - 1] - places[0] == kLanes<A> - 1) {
+        A* first = to + int64_t{places[0]} * kLanes<A>;
+        SK_UNROLL
+        for (int j = 0; j < kLanes<A>; ++j) store(first + j * kLanes<A>, r[j]);
+      } else {
+        SK_UNROLL
+        for (int j = 0; j < kLanes<A>; ++j)
+          if (j < count && places[j] >= 0) store(to + int64_t{places[j]} * kLanes<A>, r[j]);
       }
     });
   }
@@ -271,6 +272,7 @@ void unpack_lanes(const LaneCopy<A>& copy) {
       for (int j = 0; j < kLanes<A>; ++j) {
         const int64_t place = j < count ? copy.place[q + j] : -1;
         r[j] = place >= 0 ? load(from + place * kLanes<A>) : Vec<A>{};
+        pin(r[j]);
       }
       transpose<A>(r);
       if (copy.images == kLanes<A> && count == kLanes<A>) {
@@ -371,6 +373,8 @@ constexpr void add_dtype(Conv2dKernels<A>& table, DType dtype) {
   table.unpack_lanes[d] = unpack_lanes<A, T>;
   table.pack_rows[d] = pack_rows<A, T>;
   table.unpack_rows[d] = unpack_rows<A, T>;
+  table.pack_shifted[d] = pack_shifted<A, T>;
+  table.unpack_shifted[d] = unpack_shifted<A, T>;
   add_conversions<A, T>(table, dtype);
 }
 
