@@ -4,9 +4,6 @@
 #include <array>
 
 namespace sparsekern {
-namespace {
-
-// The outputs of each block by their number of edges.
 void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order) {
   const int64_t blocks = (outputs + kLinearBlock - 1) / kLinearBlock;
   parallel_ranges(blocks, 64, [&](int64_t first, int64_t last) {
@@ -20,8 +17,6 @@ void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint
     }
   });
 }
-
-}  // namespace
 
 EdgeOrder::EdgeOrder(const StoredEdges& edges, Visit visit) : visit_(visit), outputs_(edges.outputs) {
   const int64_t panels = std::max<int64_t>(1, (edges.gathered + visit.panel - 1) / visit.panel);

@@ -30,6 +30,9 @@ struct Visit {
   bool operator==(const Visit& other) const { return panel == other.panel && packed == other.packed; }
 };
 
+// order[i], for each block of the outputs: their numbers within it, from the one with the fewest edges on.
+void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order);
+
 class EdgeOrder {
  public:
   EdgeOrder(const StoredEdges& edges, Visit visit);

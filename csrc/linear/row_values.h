@@ -1,6 +1,7 @@
-// The values of a weight in the order of its rows, kept while they stay the same.
+// The values of a weight in the order in which a product of few tokens visits them, kept while they stay the same.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -19,33 +20,57 @@ class RowValues {
  public:
   using Kept = std::shared_ptr<const std::vector<A>>;
 
-  // The values by row if they are worth keeping: null at the first meeting. `digest` and `read` are called only where
-  // needed; the latter fills (nnz,) values.
-  template <class Digest, class Read>
-  Kept find(const void* source, int64_t version, int64_t count, const Digest& digest, const Read& read) {
+  // To be called at each product. Whether values were met often enough, `patience` times before, to be kept.
+  bool meet(const void* source, int64_t version, int64_t patience) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (source != source_ || version != version_) {
+      // Values that are written between any two products are not worth the memory. Others come again, and find it.
+      if (!fresh_) memory_.reset();
       source_ = source;
       version_ = version;
-      kept_.reset();
+      start_again();
+    }
+    return ++meetings_ > patience;
+  }
+
+  // The values as `order` visits them, after `meet` has said yes; null where they were written after all. `digest` and
+  // `read` are called where needed; the latter fills (count,) values.
+  template <class Digest, class Read>
+  Kept find(const void* source, int64_t version, const std::shared_ptr<const void>& order, int64_t count,
+            const Digest& digest, const Read& read) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (source != source_ || version != version_) return nullptr;
+    const uint64_t now = digest();
+    if (fresh_ && now != digest_) {
+      start_again();
       return nullptr;
     }
-    const uint64_t now = digest();
-    if (!kept_ || now != digest_) {
-      const auto values = std::make_shared<std::vector<A>>(count);
-      read(values->data());
-      kept_ = values;
+    if (!fresh_ || order != order_) {
+      // Another thread may still read what was kept.
+      if (!memory_ || memory_.use_count() > 1 || static_cast<int64_t>(memory_->size()) != count)
+        memory_ = std::make_shared<std::vector<A>>(count);
+      std::atomic_thread_fence(std::memory_order_acquire);
+      read(memory_->data());
+      fresh_ = true;
       digest_ = now;
+      order_ = order;
     }
-    return kept_;
+    return memory_;
   }
 
  private:
+  void start_again() {
+    meetings_ = 0;
+    fresh_ = false;
+  }
+
   std::mutex mutex_;
   const void* source_ = nullptr;
-  int64_t version_ = 0;
+  int64_t version_ = 0, meetings_ = 0;
+  bool fresh_ = false;  // memory_ holds the values whose digest is digest_
   uint64_t digest_ = 0;
-  Kept kept_;
+  std::shared_ptr<const void> order_;
+  std::shared_ptr<std::vector<A>> memory_;
 };
 
 // A number that tells `bytes` bytes from what they were before: the kernel's digests of blocks, one after another. A change

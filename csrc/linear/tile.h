@@ -399,8 +399,16 @@ constexpr LinearKernels<A> linear_kernels() {
   table.forward = linear_forward<A>;
   table.backward = linear_backward<A>;
   table.forward_few = forward_few<A>;
-  table.scatter = scatter_tile<A>;
+  table.forward_token = forward_token<A>;
+  table.scatter = scatter_tile<A, kLanes<A>>;
   table.scatter_token = scatter_token<A>;
+  if constexpr (kNarrowLanes<A> > 0) {
+    table.narrow_lanes = kNarrowLanes<A>;
+    table.forward_narrow = forward_rows<A, kNarrowLanes<A>, 1>;
+    table.scatter_narrow = scatter_tile<A, kNarrowLanes<A>>;
+    table.load_narrow = load_narrow<A>;
+    table.store_narrow = store_narrow<A>;
+  }
   table.digest = digest_bytes;
   table.read_runs = read_runs<A>;
   table.write_runs = write_runs<A>;

@@ -65,6 +65,11 @@ Tiling backward_tiling(const ProductSize& s) {
   return {vectors, s.gathered};
 }
 
+int64_t kept_panel(const ProductSize& s, int vectors) {
+  const int64_t near = near_bytes() / feature_bytes(s, vectors), far = far_bytes() / feature_bytes(s, vectors);
+  return pays(s, near, kNearEdges) ? near : pays(s, far, kFarEdges) ? far : s.gathered;
+}
+
 int64_t scatter_panel(const ProductSize& s, int64_t threads) {
   const int64_t near = std::max<int64_t>(1, caches().first / 2 / feature_bytes(s, 1));
   const int64_t panels = pays(s, near, kFarEdges / 2) ? (s.gathered + near - 1) / near : 1;
