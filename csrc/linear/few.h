@@ -80,12 +80,11 @@ void scatter_tile(const LinearScatterTask<A>& t) {
 }
 
 // By row, several rows side by side: a chain of multiply-adds alone would wait for its own latency.
-template <class A, int W, int V>
-void forward_rows(const LinearForwardTask<A>& t) {
+template <class A, int W, int V, class I>
+SK_INLINE void forward_rows_of(const LinearForwardTask<A>& t, const I* __restrict col) {
   constexpr int kRows = V >= 4 ? 2 : 4;
   constexpr int64_t kWidth = V * W;
   alignas(64) A local_sums[kLinearBlock * kWidth];
-  const int32_t* __restrict col = t.col;
   const A* __restrict values = t.values;
   const A* x_tile = t.x_tile;
   const auto add = [&](Lanes<A, W>* sum, int64_t k) {
@@ -133,6 +132,12 @@ void forward_rows(const LinearForwardTask<A>& t) {
   stream_fence();
 }
 
+template <class A, int W, int V>
+void forward_rows(const LinearForwardTask<A>& t) {
+  if (t.narrow_col) forward_rows_of<A, W, V>(t, t.narrow_col);
+  else forward_rows_of<A, W, V>(t, t.col);
+}
+
 template <class A>
 void forward_few(const LinearForwardTask<A>& task) {
   switch (task.vectors) {
@@ -164,40 +169,70 @@ void scatter_token(const LinearScatterTask<A>& t) {
   }
 }
 
+template <class A>
+SK_INLINE Lanes<A, 4> gather_quad(const A* x, const int32_t* c) {
+  return Lanes<A, 4>{x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
+}
+template <class A>
+SK_INLINE Lanes<A, 4> gather_quad(const A* x, const uint16_t* c) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  // Loads bound this and instructions nearly so: one load for two columns, but not for all four.
+  uint32_t pair;
+  memcpy(&pair, c, sizeof pair);
+  return Lanes<A, 4>{x[pair & 0xffff], x[pair >> 16], x[c[2]], x[c[3]]};
+#else
+  return Lanes<A, 4>{x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
+#endif
+}
+
+// How far ahead of their use the values and columns of slices are asked for, in steps of a slice.
+constexpr int64_t kPrefetchSteps = 32;
+
 // One token, a slice of rows side by side. Elements of x are put together by loads, which are faster than gathers.
 template <class A, class I>
 SK_INLINE void forward_slices(const LinearTokenTask<A>& t, const I* columns) {
   constexpr int kQuad = 4, kQuads = kSliceRows / kQuad;
   const TokenSliceOrder& slices = t.slices;
   const A* __restrict x = t.x;
-  for (int64_t i = t.row_begin; i < t.row_end; i += kSliceRows) {
-    const int64_t slice = i / kSliceRows, block = i / kLinearBlock * kLinearBlock;
-    const int count = t.row_end - i < kSliceRows ? static_cast<int>(t.row_end - i) : static_cast<int>(kSliceRows);
+  for (int64_t slice = t.begin; slice < t.end; ++slice) {
+    const int32_t* row = slices.order + slice * kSliceRows;
+    const int64_t left = slices.rows - slice * kSliceRows;
+    const int count = left < kSliceRows ? static_cast<int>(left) : static_cast<int>(kSliceRows);
     const I* __restrict col = columns + slices.places[slice];
     const A* __restrict values = t.values + slices.places[slice];
     alignas(64) A sums[kSliceRows] = {};
     if (t.bias)
-      for (int j = 0; j < count; ++j) sums[j] = t.bias[block + slices.order[i + j]];
+      for (int j = 0; j < count; ++j) sums[j] = t.bias[row[j]];
     Lanes<A, kQuad> sum[kQuads];
     SK_UNROLL
     for (int q = 0; q < kQuads; ++q) sum[q] = load_lanes<A, kQuad>(sums + q * kQuad);
-    const int64_t common = slices.common[slice];
-    for (const A* end = values + common * kSliceRows; values < end; values += kSliceRows, col += kSliceRows) {
+    const auto step = [&]() __attribute__((always_inline)) {
       SK_UNROLL
       for (int q = 0; q < kQuads; ++q) {
-        const I* c = col + q * kQuad;
-        const Lanes<A, kQuad> gathered = {x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
-        sum[q] = sum[q] + load_lanes_unaligned<A, kQuad>(values + q * kQuad) * gathered;
+        sum[q] = sum[q] + load_lanes_unaligned<A, kQuad>(values + q * kQuad) * gather_quad(x, col + q * kQuad);
       }
+      values += kSliceRows;
+      col += kSliceRows;
+    };
+    const int64_t common = slices.common[slice];
+    for (int64_t k = common / 2; k > 0; --k) {
+      prefetch(values + kPrefetchSteps * kSliceRows);
+      prefetch(col + kPrefetchSteps * kSliceRows);
+      step();
+      step();
     }
+    if (common % 2) step();
     SK_UNROLL
     for (int q = 0; q < kQuads; ++q) store_lanes<A, kQuad>(sums + q * kQuad, sum[q]);
+    const bool more = slices.places[slice + 1] - slices.places[slice] > common * kSliceRows;
     for (int j = 0; j < count; ++j) {
-      const int64_t row = block + slices.order[i + j];
       A rest = sums[j];
-      for (int64_t left = slices.pointers[row + 1] - slices.pointers[row] - common; left > 0; --left)
-        rest += *values++ * x[*col++];
-      t.y[row] = rest;
+      if (more)
+        for (int64_t k = slices.pointers[row[j] + 1] - slices.pointers[row[j]] - common; k > 0; --k) {
+          rest += *values++ * x[*col++];
+          pin(rest);  // or GCC multiplies by vectors and adds one by one: other bits than a multiply-add's
+        }
+      t.y[row[j]] = rest;
     }
   }
 }

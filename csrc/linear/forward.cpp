@@ -111,7 +111,8 @@ struct Forward {
         });
   }
 
-  // Where values were met before: they are kept, and `multiply` is given them. Whether they were.
+  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of the
+  // values as they are now. Whether that is the product.
   template <class FindOrder, class Read, class Multiply>
   bool with_kept(FewTokens kind, int64_t patience, const FindOrder& find_order, const Read& read,
                  const Multiply& multiply) const {
@@ -119,10 +120,22 @@ struct Forward {
     RowValues<A>& values = t.plan->template row_values<A>(kind);
     if (!values.meet(w.data, w.version, patience)) return false;
     const auto order = find_order();
-    const auto digest = [&] { return digest_of(k, w.data, t.nnz * static_cast<int64_t>(size_of(w.dtype))); };
-    const auto kept = values.find(w.data, w.version, order, t.nnz, digest, [&](A* out) { read(*order, out); });
-    if (kept) multiply(*order, kept->data());
-    return kept != nullptr;
+    const int64_t bytes = t.nnz * static_cast<int64_t>(size_of(w.dtype));
+    Digest<A> digest(k, w.data, bytes);
+    const auto kept = values.find(
+        w.data, w.version, order, t.nnz,
+        [&] {
+          Digest<A> now(k, w.data, bytes);
+          const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
+          parallel_tasks(tasks, [&](int64_t task) { now.run(task, tasks); });
+          return now.value();
+        },
+        [&](A* out) { read(*order, out); });
+    if (!kept.values) return false;
+    multiply(*order, kept.values->data(), digest);
+    if (digest.value() == kept.digest) return true;
+    values.forget();
+    return false;
   }
 
   // One token.
@@ -132,18 +145,18 @@ struct Forward {
         [&](const TokenSlices& slices, A* out) {
           slices.read(edges, out, [&](const Runs& runs, A* to) { reader().read(runs, to); });
         },
-        [&](const TokenSlices& slices, const A* values) {
+        [&](const TokenSlices& slices, const A* values, Digest<A>& digest) {
           const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
           const A* x_wide = widened({x.dtype, x.data}, t.columns, kTile);
           A* sums = token_sums();
           const TokenSliceOrder order = slices.order(edges.pointers);
           const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
           parallel_tasks(tasks, [&](int64_t task) {
-            const int64_t begin = balanced_begin(edges.pointers, t.rows, task, tasks);
-            const int64_t end = balanced_begin(edges.pointers, t.rows, task + 1, tasks);
+            digest.run(task, tasks);
+            const int64_t begin = slices.begin_of(task, tasks), end = slices.begin_of(task + 1, tasks);
             k.forward_token({order, values, wide_bias, x_wide, sums, begin, end});
-            finish_token(sums, begin, end);
           });
+          finish_token(sums, 0, t.rows);
         });
   }
 
@@ -151,13 +164,13 @@ struct Forward {
   bool by_kept_rows(const StoredEdges& edges, int vectors) const {
     const bool narrow = tokens <= k.narrow_lanes;
     const int width = narrow ? k.narrow_lanes : vectors * k.lanes;
-    const Visit visit{kept_panel({tokens, t.columns, t.rows, t.nnz, width, 1, sizeof(A)}, 1), true};
+    const Visit visit{kept_panel({tokens, t.columns, t.rows, t.nnz, width, 1, sizeof(A)}, 1), true, true};
     const bool one = tokens <= k.lanes;
     const FewTokens kind = one ? kOneVector : kVectors;
     return with_kept(
         kind, one ? kVectorPatience : kTilePatience, [&] { return t.plan->few(edges, visit, kind); },
         [&](const EdgeOrder& order, A* out) { reader().packed(order, out); },
-        [&](const EdgeOrder& order, const A* values) {
+        [&](const EdgeOrder& order, const A* values, Digest<A>& digest) {
           const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
           const TokenTile tile{0, tokens, vectors};
           A* x_tile = scratch.get<A>(kTile, at_least_one(t.columns * width));
@@ -171,9 +184,11 @@ struct Forward {
           parallel_tasks(tasks, [&](int64_t task) {
             const int64_t begin = balanced_begin(edges.pointers, t.rows, task, tasks);
             const int64_t end = balanced_begin(edges.pointers, t.rows, task + 1, tasks);
+            digest.run(task, tasks);
             for (const Panel& panel : order.panels()) {
-              const LinearForwardTask<A> part{panel, order.packed_indices(), values,  wide_bias, x_tile,
-                                              sums,  tokens_of(y, tile),     vectors, begin,     end};
+              const LinearForwardTask<A> part{
+                  panel,   order.packed_indices(), values, wide_bias, x_tile, sums, tokens_of(y, tile),
+                  vectors, begin,                  end,    order.narrow_indices()};
               if (narrow) k.forward_narrow(part);
               else k.forward_few(part);
             }

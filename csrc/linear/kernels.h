@@ -46,6 +46,7 @@ struct LinearForwardTask {
   Tokens y;
   int vectors;
   int64_t row_begin, row_end;  // whole blocks, but for the last
+  const uint16_t* narrow_col = nullptr;  // for `forward_few` and `forward_narrow`, instead of col
 };
 
 template <class A>
@@ -79,8 +80,8 @@ constexpr int64_t kSliceRows = 8;
 
 struct TokenSliceOrder {
   const int64_t* pointers;  // (rows + 1,): each row's number of edges
-  const uint8_t* order;     // (rows,): as in Panel
-  const int64_t* places;    // by slice: where its edges begin
+  const int32_t* order;     // (rows,): the rows as they are visited
+  const int64_t* places;    // by slice: where its edges begin; and where the last one's end
   const int32_t* common;    // by slice: edges of each row that alternate
   int64_t rows;
   const uint16_t* narrow;  // (nnz,) columns; null where they do not fit
@@ -94,7 +95,7 @@ struct LinearTokenTask {
   const A* bias;    // (rows,) or null
   const A* x;       // (columns,)
   A* y;             // (rows,)
-  int64_t row_begin, row_end;  // whole slices, but for the last
+  int64_t begin, end;  // slices
 };
 
 // The outputs of one panel of an order, for copies between the stored order and the one in which they are visited.

@@ -1,42 +1,46 @@
 #include "linear/token_slices.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace sparsekern {
 
-TokenSlices::TokenSlices(const StoredEdges& edges)
-    : rows_(edges.outputs),
-      order_(edges.outputs),
-      places_((edges.outputs + kSliceRows - 1) / kSliceRows),
-      common_(places_.size()) {
-  sort_blocks(edges.pointers, edges.pointers + 1, rows_, order_.data());
-  const auto count = [&](int64_t i) {
-    const int64_t row = i / kLinearBlock * kLinearBlock + order_[i];
-    return edges.pointers[row + 1] - edges.pointers[row];
-  };
-  for (int64_t i = 0; i < rows_; i += kSliceRows) {
-    const int64_t block = i / kLinearBlock * kLinearBlock;
-    // A block's rows come one after another; those before slice i hold as many edges as it is away from the block's begin.
-    if (i == block) places_[i / kSliceRows] = edges.pointers[block];
-    const int64_t end = std::min(rows_, i + kSliceRows);
-    int64_t place = places_[i / kSliceRows];
-    for (int64_t j = i; j < end; ++j) place += count(j);
-    if (end < rows_ && end % kLinearBlock != 0) places_[end / kSliceRows] = place;
-    // The first row is the shortest. An incomplete slice has no vectors.
-    common_[i / kSliceRows] = end == i + kSliceRows ? static_cast<int32_t>(count(i)) : 0;
+TokenSlices::TokenSlices(const StoredEdges& edges) : rows_(edges.outputs), order_(edges.outputs), rank_(edges.outputs) {
+  std::iota(order_.begin(), order_.end(), 0);
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](int32_t a, int32_t b) { return count(edges, a) < count(edges, b); });
+  int64_t place = 0;
+  for (int64_t i = 0; i < rows_; ++i) {
+    if (i % kSliceRows == 0) {
+      places_.push_back(place);
+      common_.push_back(rows_ - i >= kSliceRows ? static_cast<int32_t>(count(edges, order_[i])) : 0);
+    }
+    rank_[order_[i]] = static_cast<int32_t>(i);
+    place += count(edges, order_[i]);
   }
+  places_.push_back(place);
   if (edges.gathered <= int64_t{1} << 16) read_indices(edges, narrow_);
   else read_indices(edges, wide_);
 }
 
+int64_t TokenSlices::begin_of(int64_t part, int64_t parts) const {
+  const int64_t slices = static_cast<int64_t>(common_.size());
+  // Slices without edges come first and take time as well.
+  const auto cost = [&](int64_t slice) { return places_[slice] + kSliceRows * slice; };
+  int64_t low = 0, high = slices;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (cost(middle) * parts < cost(slices) * part) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 template <class I>
-void TokenSlices::read_indices(const StoredEdges& edges, std::vector<I>& out) {
+void TokenSlices::read_indices(const StoredEdges& edges, PagedVector<I>& out) {
   out.resize(edges.count());
-  read(edges, out.data(), [&](const Runs& runs, I* to) {
-    for (int64_t i = runs.first; i < runs.last; ++i) {
-      const int64_t row = runs.visited(i);
-      to = std::copy(edges.indices + runs.stored[row], edges.indices + runs.end[row], to);
-    }
+  parallel_ranges(rows_, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) place(edges, row, edges.indices + edges.pointers[row], out.data());
   });
 }
 

@@ -62,8 +62,12 @@ class SparseLinear(SparseLayer):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
-        y = functional.linear(input, self.weight, self.pattern, self.bias)
-        return self._watched(input, y)
+        # A module's attributes are looked up slowly. Pruning and parametrizations put theirs in the parameters' place.
+        parameters = self._parameters
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        y = functional.linear(input, weight, self.pattern, bias)
+        return y if self.watcher is None else self._watched(input, y)
 
     def weight_grad_at(self, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
         flat_grad, flat_x = self._flat(grad, x)
