@@ -1,7 +1,7 @@
 // Linear kernels for few tokens. Compiled once per instruction set; nothing here may come from std::.
 //
-// A sum begins with the bias and grows by one multiply-add an edge, in the order of the columns, whichever kernel makes it:
-// the same product has the same bits by column, by row, in panels or in slices.
+// A sum begins with the bias and grows by one multiply-add an edge, in the order of the columns, whichever kernel makes
+// it: the same product has the same bits by column, by row, in panels or in slices.
 #pragma once
 
 #include "isa/simd.h"

@@ -4,8 +4,8 @@ namespace sparsekern {
 namespace linear {
 namespace {
 
-// How often values are met before they are kept by row, which costs as much as so many products by column. A product of more
-// than a vector of tokens gathers them by row each time.
+// How often values are met before they are kept by row, which costs as much as so many products by column. A product of
+// more than a vector of tokens gathers them by row each time.
 constexpr int64_t kTokenPatience = 8, kVectorPatience = 3, kTilePatience = 1;
 
 template <class A>

@@ -78,8 +78,8 @@ class RowValues {
   std::shared_ptr<PagedVector<A>> memory_;
 };
 
-// A number that tells memory from what it was before: the kernel's digests of blocks, one after another. A change of a
-// single element always shows. Threads that do something else as well call `run`, each for its share.
+// A number that tells memory from what it was before: the kernel's digests of blocks, one after another. A change of
+// a single element always shows. Threads that do something else as well call `run`, each for its share.
 template <class A>
 class Digest {
  public:

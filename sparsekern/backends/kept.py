@@ -20,7 +20,7 @@ class Kept(Generic[T]):
     """
 
     def __init__(self) -> None:
-        # By the identity of the group's last tensor, which is in no other group: the tensors as they were, and the object.
+        # By the identity of the group's last tensor, which is in no other group: the tensors as they were, the object.
         self._kept: dict[int, tuple[_C.Seen, T]] = {}
         self._references: dict[int, weakref.ref[Tensor]] = {}
 

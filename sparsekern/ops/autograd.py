@@ -51,7 +51,7 @@ class Multiply(Function):
     @classmethod
     def apply_plain(cls, *args: Any) -> Any:
         """``apply`` with every argument given, outside of torch.func's transforms: without binding them by name."""
-        return super(Function, cls).apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry | None, *topology: Tensor) -> Tensor:
