@@ -206,21 +206,73 @@ def test_the_environment_chooses_the_instruction_set():
     assert "SPARSEKERN_ISA is 'mmx'; expected one of" in error
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 20, 50])
-def test_values_met_again_give_the_same_bits_and_new_ones_are_seen(isa, threads, tokens):
-    torch.manual_seed(2)
-    problem = Problem(tokens, 2200, 90, 0.4)
+FEW_TOKENS = [1, 2, 8, 9, 16, 17, 32, 33, 64]
+
+
+def assert_met_again(problem):
+    """Many products of the same values have the bits of the first, and values that were written to are seen."""
     x, w, topology = problem.x, problem.w, problem.topology
     first = cpu.linear(x, w, problem.bias, *topology)
-    for _ in range(3):
+    for _ in range(12):
         assert torch.equal(cpu.linear(x, w, problem.bias, *topology), first)
     before = w.clone()
     w.data[7] = 3.0  # torch does not count this write
     changed = cpu.linear(x, w, problem.bias, *topology)
-    assert_close({"y": changed}, {"y": reference.linear(x, w, problem.bias, *topology)}, 1e-5)
+    tolerance = TOLERANCE[x.dtype]
+    assert_close({"y": changed}, {"y": reference.linear(x, w, problem.bias, *topology)}, tolerance)
     assert not torch.equal(changed, first)
     w.copy_(before)
     assert torch.equal(cpu.linear(x, w, problem.bias, *topology), first)
+    return first
+
+
+@pytest.mark.parametrize("tokens", FEW_TOKENS)
+def test_values_met_again_give_the_same_bits_and_new_ones_are_seen(isa, threads, tokens):
+    torch.manual_seed(2)
+    assert_met_again(Problem(tokens, 2200, 90, 0.4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 20, 50])
+def test_values_met_again_of_other_dtypes(isa, tokens, dtype):
+    torch.manual_seed(3)
+    problem = Problem(tokens, 700, 70, 0.3, dtype)
+    problem.x[:, 0] = 1  # so that a changed value shows after rounding
+    first = assert_met_again(problem)
+    expected = reference.linear(problem.x, problem.w, problem.bias, *problem.topology)
+    assert_close({"y": first}, {"y": expected}, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 12, 20])
+def test_columns_beyond_sixteen_bits(isa, threads, tokens):
+    torch.manual_seed(4)
+    problem = Problem(tokens, 70000, 21, 0.02)
+    first = assert_met_again(problem)
+    expected = reference.linear(problem.x, problem.w, problem.bias, *problem.topology)
+    assert_close({"y": first}, {"y": expected}, 1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+def test_a_product_has_the_same_bits_however_many_tokens_are_kept(isa, tokens):
+    """Orders for one token, a vector and more lie side by side; none is taken for another."""
+    torch.manual_seed(5)
+    problem = Problem(tokens, 900, 130, 0.3)
+    first = cpu.linear(problem.x, problem.w, problem.bias, *problem.topology)
+    for _ in range(12):
+        for count in (1, 5, 16, 33, 64):
+            cpu.linear(torch.randn(count, 900), problem.w, problem.bias, *problem.topology)
+        assert torch.equal(cpu.linear(problem.x, problem.w, problem.bias, *problem.topology), first)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+def test_every_value_negated_is_seen(isa, tokens):
+    """A digest without rotation is blind to it: the highest bits of two values undo each other."""
+    topology = Pattern.from_mask(torch.ones(64, 64, dtype=torch.bool)).tensors()
+    x, w = torch.randn(tokens, 64), torch.randn(4096)
+    for _ in range(12):
+        first = cpu.linear(x, w, None, *topology)
+    w.data.neg_()
+    assert torch.equal(cpu.linear(x, w, None, *topology), -first)
 
 
 def test_every_half_precision_value_passes_unchanged(isa):

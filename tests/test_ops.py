@@ -260,3 +260,101 @@ def test_changing_the_topology_between_forward_and_backward_raises():
     layer.set_pattern(sk.Pattern.random((7, 5), layer.nnz))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def plain_calls(layer, x):
+    """The layer's output in the first call, by the operator, and in a later one, past torch's dispatcher."""
+    with torch.no_grad():
+        return layer(x), layer(x)
+
+
+@pytest.mark.parametrize("shape", [(7, 30), (30,), (2, 3, 30), (0, 30)])
+def test_calls_past_the_dispatcher_are_the_operator(shape):
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    x = torch.randn(shape)
+    first, later = plain_calls(layer, x)
+    assert torch.equal(first, later)
+    assert not later.requires_grad
+    y = layer(x)
+    assert y.requires_grad
+    assert torch.equal(y, first)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    assert not layer(x).requires_grad
+
+
+def test_calls_past_the_dispatcher_refuse_what_the_operator_refuses():
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    plain_calls(layer, torch.randn(7, 30))
+    weight, bias, pattern = layer.weight.detach(), layer.bias.detach(), layer.pattern
+    x = torch.randn(7, 30)
+    for error, words, arguments in (
+        (ValueError, "input has shape", (x[:, 1:], weight, pattern, bias)),
+        (TypeError, "input has dtype", (x.long(), weight, pattern, bias)),
+        (TypeError, "weight has dtype", (x, weight.double(), pattern, bias)),
+        (TypeError, "bias has dtype", (x, weight, pattern, bias.half())),
+        (ValueError, "weight has shape", (x, weight[1:], pattern, bias)),
+        (ValueError, "bias has shape", (x, weight, pattern, bias[1:])),
+        (ValueError, "weight is on", (x, weight.to("meta"), pattern, bias)),
+    ):
+        with pytest.raises(error, match=words):
+            functional.linear(*arguments)
+    layer.col_indices[0] = 99
+    with torch.no_grad(), pytest.raises(ValueError, match="col_indices"):
+        layer(x)
+
+
+def test_calls_past_the_dispatcher_take_any_strides():
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    x = torch.randn(30, 7).t()
+    first, later = plain_calls(layer, x)
+    assert torch.equal(later, first)
+    assert torch.equal(layer(x.contiguous()), first)
+    negative = torch.complex(torch.zeros(7, 30), x.contiguous()).conj().imag  # marked as negated, not yet written so
+    with torch.no_grad():
+        assert torch.equal(layer(negative), layer(-x.contiguous()))
+
+
+def test_who_watches_operators_sees_the_linear_one():
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    x = torch.randn(7, 30)
+    expected, _ = plain_calls(layer, x)
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Watch():
+            layer(x)
+        with torch.profiler.profile() as profile:
+            layer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        mapped = torch.func.vmap(lambda row: layer(row.unsqueeze(0)).squeeze(0), chunk_size=1)(x)
+        graph = torch.fx.experimental.proxy_tensor.make_fx(layer)(x)
+    assert seen == ["sparsekern::linear"]
+    assert "sparsekern::linear" in {event.name for event in profile.events()}
+    torch.testing.assert_close(mapped, expected)
+    assert torch.ops.sparsekern.linear.default in {node.target for node in graph.graph.nodes}
+
+
+def test_inference_mode():
+    x = torch.randn(7, 30)
+    with torch.inference_mode():
+        layer = sk.nn.SparseLinear(30, 20, density=0.3)
+        first, later = layer(x), layer(x)
+        assert torch.equal(first, later)
+        layer.weight.zero_()
+        assert torch.equal(layer(x), layer.bias.expand(7, 20))
+
+
+def test_a_pruned_or_parametrized_weight_is_used():
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    x = torch.randn(7, 30)
+    plain_calls(layer, x)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh(), unsafe=True)
+    expected = torch.nn.functional.linear(x, layer.to_dense(), layer.bias)
+    torch.testing.assert_close(layer(x), expected)

@@ -6,8 +6,9 @@
 namespace sparsekern {
 namespace SK_ISA {
 
-// FNV-1a on the lanes of several vectors side by side. Each step maps a lane's state one to one for given words, and
-// another way for another word: two memories that differ in one word never share a digest.
+// FNV-1a on the lanes of several vectors side by side, with a rotation. Each step maps a lane's state one to one for
+// given words, and another way for another word: two memories that differ in one word never share a digest. Without the
+// rotation a change of the highest bit, a float's sign, would stay one through all steps, and a second would undo it.
 inline uint64_t digest_bytes(const char* data, int64_t bytes) {
   constexpr int kVectors = 4;
   constexpr int64_t kStep = kVectors * SK_VECTOR_BYTES;
@@ -26,7 +27,7 @@ inline uint64_t digest_bytes(const char* data, int64_t bytes) {
     for (int v = 0; v < kVectors; ++v) {
       WordVec word;
       memcpy(&word, from + v * SK_VECTOR_BYTES, sizeof word);
-      state[v] = (state[v] ^ word) * kPrime;
+      state[v] = ((state[v] << 13 | state[v] >> 19) ^ word) * kPrime;
     }
   }
   uint64_t all = 0xcbf29ce484222325;

@@ -4,9 +4,7 @@
 #include <array>
 
 namespace sparsekern {
-namespace {
 
-// The outputs of each block by their number of edges, and those with as many by their own.
 void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order) {
   constexpr int64_t kCounted = 256;  // numbers of edges that are sorted by counting
   const int64_t blocks = (outputs + kLinearBlock - 1) / kLinearBlock;
@@ -31,9 +29,8 @@ void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint
   });
 }
 
-}  // namespace
-
-EdgeOrder::EdgeOrder(const StoredEdges& edges, Visit visit) : visit_(visit), outputs_(edges.outputs) {
+EdgeOrder::EdgeOrder(const StoredEdges& edges, Visit visit)
+    : visit_(visit), is_narrow_(visit.narrow && edges.gathered <= int64_t{1} << 16), outputs_(edges.outputs) {
   const int64_t panels = std::max<int64_t>(1, (edges.gathered + visit.panel - 1) / visit.panel);
   if (panels > 1 || visit.packed) find_cuts(edges, panels);
   if (visit.packed) {
@@ -64,7 +61,6 @@ void EdgeOrder::find_cuts(const StoredEdges& edges, int64_t panels) {
 void EdgeOrder::pack(const StoredEdges& edges, int64_t panels) {
   order_.resize(panels * outputs_);
   places_.resize(panels * (outputs_ + 1));
-  indices_.resize(edges.count());
   int64_t place = 0;
   for (int64_t p = 0; p < panels; ++p) {
     uint8_t* order = order_.data() + p * outputs_;
@@ -79,10 +75,17 @@ void EdgeOrder::pack(const StoredEdges& edges, int64_t panels) {
     }
     places[outputs_] = place;
   }
+  if (is_narrow_) pack_indices(edges, narrow_indices_);
+  else pack_indices(edges, indices_);
+}
+
+template <class I>
+void EdgeOrder::pack_indices(const StoredEdges& edges, PagedVector<I>& out) {
+  out.resize(edges.count());
   for_each_run([&](const Runs& runs, int64_t place) {
     for (int64_t i = runs.first; i < runs.last; ++i) {
       const int64_t output = runs.visited(i), count = runs.end[output] - runs.stored[output];
-      std::copy_n(edges.indices + runs.stored[output], count, indices_.data() + place);
+      std::copy_n(edges.indices + runs.stored[output], count, out.data() + place);
       place += count;
     }
   });

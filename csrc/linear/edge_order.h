@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "linear/kernels.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace sparsekern {
@@ -23,12 +24,18 @@ struct StoredEdges {
 //   in_place  output after output, and where there are several panels each output's run is cut;
 //   packed    within a block of the outputs from the one with the fewest edges to the one with the most, and the edges
 //             copied into that order, so that a product that goes over them many times reads one stream.
+//   narrow    packed, and the indices in 16 bits where that holds them: for products that read more than they compute.
 struct Visit {
   int64_t panel;
-  bool packed;
+  bool packed, narrow = false;
 
-  bool operator==(const Visit& other) const { return panel == other.panel && packed == other.packed; }
+  bool operator==(const Visit& other) const {
+    return panel == other.panel && packed == other.packed && narrow == other.narrow;
+  }
 };
+
+// order[i], for each block of the outputs: their numbers within it, from the one with the fewest edges on.
+void sort_blocks(const int64_t* begin, const int64_t* end, int64_t outputs, uint8_t* order);
 
 class EdgeOrder {
  public:
@@ -37,8 +44,9 @@ class EdgeOrder {
 
   const Visit& visit() const { return visit_; }
   const std::vector<Panel>& panels() const { return panels_; }
-  // In visiting order; null where that is the stored one.
-  const int32_t* packed_indices() const { return visit_.packed ? indices_.data() : nullptr; }
+  // In visiting order; null where that is the stored one, or where they are narrow, or the others are.
+  const int32_t* packed_indices() const { return visit_.packed && !is_narrow_ ? indices_.data() : nullptr; }
+  const uint16_t* narrow_indices() const { return is_narrow_ ? narrow_indices_.data() : nullptr; }
 
   // The stored runs of panel p's outputs [begin, end) as visited.
   Runs runs(size_t p, int64_t begin, int64_t end) const {
@@ -61,14 +69,18 @@ class EdgeOrder {
   const int64_t* cut(size_t p) const { return cuts_.data() + static_cast<int64_t>(p) * outputs_; }
   void find_cuts(const StoredEdges& edges, int64_t panels);
   void pack(const StoredEdges& edges, int64_t panels);
+  template <class I>
+  void pack_indices(const StoredEdges& edges, PagedVector<I>& out);
 
   Visit visit_;
+  bool is_narrow_;
   int64_t outputs_;
   std::vector<Panel> panels_;
   std::vector<int64_t> cuts_;    // [panels + 1][outputs]: where each output's edges of each panel are stored
   std::vector<int64_t> places_;  // [panels][outputs + 1]: where the visited outputs' edges begin in visiting order
   std::vector<uint8_t> order_;   // [panels][outputs]
-  std::vector<int32_t> indices_;
+  PagedVector<int32_t> indices_;
+  PagedVector<uint16_t> narrow_indices_;
 };
 
 }  // namespace sparsekern

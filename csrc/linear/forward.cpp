@@ -4,6 +4,10 @@ namespace sparsekern {
 namespace linear {
 namespace {
 
+// How often values are met before they are kept by row, which costs as much as so many products by column. A product of
+// more than a vector of tokens gathers them by row each time.
+constexpr int64_t kTokenPatience = 8, kVectorPatience = 3, kTilePatience = 1;
+
 template <class A>
 struct Forward {
   const Topology& t;
@@ -18,30 +22,19 @@ struct Forward {
     const StoredEdges edges{wide_pointers(t.by_row, t.rows, scratch), t.by_row.indices, t.rows, t.columns};
     const Tiling tiling =
         forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(x)});
-    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes, paired<A>(x));
+    const bool single = tokens <= int64_t{tiling.vectors} * k.lanes;
+    const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes, !single && paired<A>(x));
     const ValueReader<A> reader{w, t.permutation, t.by_row.wide};
-    if (tiles.size() >= kPackTiles) {
+    if (!single) {
       const Visit visit{tiling.panel, true};
       const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
       return by_row(edges, *order, tiles, order->packed_indices(), reader.packed(*order, t.nnz, scratch));
     }
-    // Kept values give the same bits as others: each sum is made in the same order.
-    if (tokens == 1) return by_column();
-    if (tokens <= k.lanes) {
-      const auto kept = kept_values(true, [&](A* out) { reader.packed(*few_order(edges), out); });
-      if (!kept) return by_column();
-      const auto order = few_order(edges);
-      return by_row(edges, *order, tiles, order->packed_indices(), kept->data(),
-                    [&](const LinearForwardTask<A>& task, int64_t) { k.forward_few(task); });
-    }
+    // A single tile. Kept values give the same bits as others: each sum is made in the same order.
+    if (tokens == 1 ? by_slices(edges) : by_kept_rows(edges, tiling.vectors)) return;
+    if (tokens <= k.lanes) return by_column();
     const Visit visit{tiling.panel, false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
-    const auto kept = kept_values(false, [&](A* out) {
-      parallel_ranges(t.rows, 256, [&](int64_t begin, int64_t end) {
-        reader.read({edges.pointers, edges.pointers + 1, nullptr, begin, end}, out + edges.pointers[begin]);
-      });
-    });
-    if (kept) return by_row(edges, *order, tiles, edges.indices, kept->data());
     const Chunks chunks(*this, edges, *order);
     by_row(edges, *order, tiles, nullptr, nullptr, [&](const LinearForwardTask<A>& task, int64_t thread) {
       chunks.run(task, reader, thread);
@@ -89,7 +82,7 @@ struct Forward {
         task.values = values;
         task.row_begin = begin;
         task.row_end = end;
-        k.forward(task);
+        k.forward_few(task);
       }
     }
 
@@ -108,7 +101,7 @@ struct Forward {
   template <class Multiply>
   void by_row(const StoredEdges& edges, const EdgeOrder& order, const std::vector<TokenTile>& tiles,
               const int32_t* col, const A* values, const Multiply& multiply) const {
-    const A* start = bias.data ? widened(bias, t.rows, kBias) : zeros(t.rows, kBias);
+    const A* start = starts();
     const bool stream = streams(y, tokens);
     Schedule<A>{edges, order, tiles, Schedule<A>::share_tokens(tiles.size())}.run(
         x, nullptr, scratch,
@@ -119,16 +112,99 @@ struct Forward {
         });
   }
 
-  std::shared_ptr<const EdgeOrder> few_order(const StoredEdges& edges) const {
-    return t.plan->few(edges, {t.columns, true});
+  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of the
+  // values as they are now. Whether that is the product.
+  template <class FindOrder, class Read, class Multiply>
+  bool with_kept(FewTokens kind, int64_t patience, const FindOrder& find_order, const Read& read,
+                 const Multiply& multiply) const {
+    if (!t.plan || t.nnz == 0) return false;
+    RowValues<A>& values = t.plan->template row_values<A>(kind);
+    if (!values.meet(w.data, w.version, patience)) return false;
+    const auto order = find_order();
+    const int64_t bytes = t.nnz * static_cast<int64_t>(size_of(w.dtype));
+    Digest<A> digest(k, w.data, bytes);
+    const auto kept = values.find(
+        w.data, w.version, order, t.nnz,
+        [&] {
+          Digest<A> now(k, w.data, bytes);
+          const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
+          parallel_tasks(tasks, [&](int64_t task) { now.run(task, tasks); });
+          return now.value();
+        },
+        [&](A* out) { read(*order, out); });
+    if (!kept.values) return false;
+    multiply(*order, kept.values->data(), digest);
+    if (digest.value() == kept.digest) return true;
+    values.forget();
+    return false;
   }
 
-  // The values by row, where the same ones were met before; `read` fills them.
-  template <class Read>
-  typename RowValues<A>::Kept kept_values(bool as_few, const Read& read) const {
-    if (!t.plan || t.nnz == 0) return nullptr;
-    const auto digest = [&] { return digest_of(k, w.data, t.nnz * static_cast<int64_t>(size_of(w.dtype))); };
-    return t.plan->template row_values<A>(as_few).find(w.data, w.version, t.nnz, digest, read);
+  // One token.
+  bool by_slices(const StoredEdges& edges) const {
+    return with_kept(
+        kOneToken, kTokenPatience, [&] { return t.plan->slices(edges); },
+        [&](const TokenSlices& slices, A* out) {
+          slices.read(edges, out, [&](const Runs& runs, A* to) { reader().read(runs, to); });
+        },
+        [&](const TokenSlices& slices, const A* values, Digest<A>& digest) {
+          const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
+          const A* x_wide = widened({x.dtype, x.data}, t.columns, kTile);
+          A* sums = token_sums();
+          const TokenSliceOrder order = slices.order(edges.pointers);
+          const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
+          parallel_tasks(tasks, [&](int64_t task) {
+            digest.run(task, tasks);
+            const int64_t begin = slices.begin_of(task, tasks), end = slices.begin_of(task + 1, tasks);
+            k.forward_token({order, values, wide_bias, x_wide, sums, begin, end});
+          });
+          finish_token(sums, 0, t.rows);
+        });
+  }
+
+  // More, in a single tile.
+  bool by_kept_rows(const StoredEdges& edges, int vectors) const {
+    const bool narrow = tokens <= k.narrow_lanes;
+    const int width = narrow ? k.narrow_lanes : vectors * k.lanes;
+    const Visit visit{kept_panel({tokens, t.columns, t.rows, t.nnz, width, 1, sizeof(A)}, 1), true, true};
+    const bool one = tokens <= k.lanes;
+    const FewTokens kind = one ? kOneVector : kVectors;
+    return with_kept(
+        kind, one ? kVectorPatience : kTilePatience, [&] { return t.plan->few(edges, visit, kind); },
+        [&](const EdgeOrder& order, A* out) { reader().packed(order, out); },
+        [&](const EdgeOrder& order, const A* values, Digest<A>& digest) {
+          const A* start = starts();
+          const TokenTile tile{0, tokens, vectors, false};
+          A* x_tile = scratch.get<A>(kTile, at_least_one(t.columns * width));
+          A* sums = order.panels().size() > 1 ? scratch.get<A>(kSums, at_least_one(t.rows * width)) : nullptr;
+          parallel_ranges((t.columns + kLinearBlock - 1) / kLinearBlock, 4, [&](int64_t first, int64_t last) {
+            const int64_t begin = first * kLinearBlock, end = std::min(t.columns, last * kLinearBlock);
+            if (narrow) k.load_narrow(tokens_of(x, tile), begin, end, x_tile + begin * width);
+            else k.load_tile(tokens_of(x, tile), begin, end, vectors, false, x_tile + begin * width, nullptr);
+          });
+          const int64_t tasks = t.nnz * width < kValueGrain ? 1 : num_threads();
+          parallel_tasks(tasks, [&](int64_t task) {
+            const int64_t begin = balanced_begin(edges.pointers, t.rows, task, tasks);
+            const int64_t end = balanced_begin(edges.pointers, t.rows, task + 1, tasks);
+            digest.run(task, tasks);
+            for (const Panel& panel : order.panels()) {
+              const LinearForwardTask<A> part{
+                  panel, order.packed_indices(), values, start, x_tile, sums, tokens_of(y, tile), vectors,
+                  false, begin, end, order.narrow_indices()};
+              if (narrow) k.forward_narrow(part);
+              else k.forward_few(part);
+            }
+          });
+        });
+  }
+
+  ValueReader<A> reader() const { return {w, t.permutation, t.by_row.wide}; }
+
+  // A single token's sums: where they are wanted, or in scratch where they are to be rounded.
+  A* token_sums() const {
+    return y.dtype == native<A>() ? static_cast<A*>(y.data) : scratch.get<A>(kSums, at_least_one(t.rows));
+  }
+  void finish_token(const A* sums, int64_t begin, int64_t end) const {
+    if (y.dtype != native<A>()) k.sum_parts(sums, 0, 1, begin, end, y.dtype, y.data);
   }
 
   const A* widened(const Values& values, int64_t count, Slot slot) const {
@@ -138,16 +214,18 @@ struct Forward {
     return wide;
   }
 
-  const A* zeros(int64_t count, Slot slot) const {
-    A* zero = scratch.get<A>(slot, at_least_one(count));
-    std::fill_n(zero, count, A{0});
-    return zero;
+  // What each row's sum starts from.
+  const A* starts() const {
+    if (bias.data) return widened(bias, t.rows, kBias);
+    A* zeros = scratch.get<A>(kBias, at_least_one(t.rows));
+    std::fill_n(zeros, t.rows, A{0});
+    return zeros;
   }
 
   // At most one vector of tokens: edge by edge as the values are stored, each thread on rows of its own.
   void by_column() const {
-    const bool one = tokens == 1;
-    const int64_t width = one ? 1 : k.lanes;
+    const bool one = tokens == 1, narrow = !one && tokens <= k.narrow_lanes;
+    const int64_t width = one ? 1 : narrow ? k.narrow_lanes : k.lanes;
     const StoredEdges edges{wide_pointers(t.by_column, t.columns, scratch), t.by_column.indices, t.columns, t.rows};
     const int64_t threads = t.nnz * width < kValueGrain ? 1 : num_threads();
     const ProductSize size{tokens, t.rows, t.columns, t.nnz, static_cast<int>(width), 1, sizeof(A)};
@@ -156,10 +234,8 @@ struct Forward {
     const A* values = ValueReader<A>{w, nullptr, false}.as_stored(t.nnz, scratch);
     const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
     const TokenTile tile{0, tokens, 1, false};
-    A* x_tile = scratch.get<A>(kTile, at_least_one(t.columns * width));
-    if (one) k.widen(x.dtype, x.data, t.columns, x_tile);
-    else k.load_tile(tokens_of(x, tile), 0, t.columns, 1, false, x_tile, nullptr);
-    A* y_tile = scratch.get<A>(kSums, at_least_one(t.rows * width));
+    const A* x_tile = one ? widened({x.dtype, x.data}, t.columns, kTile) : loaded_tile(tile, narrow, width);
+    A* y_tile = one ? token_sums() : scratch.get<A>(kSums, at_least_one(t.rows * width));
     const int64_t panels = static_cast<int64_t>(order->panels().size());
     const int64_t tasks = std::min(threads, panels);
     parallel_tasks(tasks, [&](int64_t task) {
@@ -170,13 +246,23 @@ struct Forward {
         const LinearScatterTask<A> scatter{order->panels()[p], t.by_column.indices, values, x_tile, y_tile, t.columns};
         if (one) {
           k.scatter_token(scatter);
-          k.sum_parts(y_tile, 0, 1, begin, end, y.dtype, y.data);
+          finish_token(y_tile, begin, end);
+        } else if (narrow) {
+          k.scatter_narrow(scatter);
+          k.store_narrow(y_tile + begin * width, tokens_of(y, tile), begin, end);
         } else {
           k.scatter(scatter);
           k.store_tile(y_tile + begin * width, 1, tokens_of(y, tile), begin, end);
         }
       }
     });
+  }
+
+  const A* loaded_tile(const TokenTile& tile, bool narrow, int64_t width) const {
+    A* x_tile = scratch.get<A>(kTile, at_least_one(t.columns * width));
+    if (narrow) k.load_narrow(tokens_of(x, tile), 0, t.columns, x_tile);
+    else k.load_tile(tokens_of(x, tile), 0, t.columns, 1, false, x_tile, nullptr);
+    return x_tile;
   }
 };
 

@@ -51,6 +51,7 @@ struct LinearForwardTask {
   int vectors;
   bool paired;                 // the tile holds pairs
   int64_t row_begin, row_end;  // whole blocks, but for the last
+  const uint16_t* narrow_col = nullptr;  // for `forward_few` and `forward_narrow`, instead of col
 };
 
 template <class A>
@@ -75,9 +76,32 @@ struct LinearScatterTask {
   Panel panel;         // outputs are columns, the panel's features are rows
   const int32_t* row;  // (nnz,)
   const A* values;     // (nnz,)
-  const A* x;          // [columns][one vector], or (columns,) for a single token
-  A* y;                // [rows][one vector], or (rows,): added to
+  const A* x;          // [columns][a vector or half of one], or (columns,) for a single token
+  A* y;                // [rows][as wide], or (rows,): added to
   int64_t columns;
+};
+
+// Rows of a product of one token that are worked on side by side (token_slices.h).
+constexpr int64_t kSliceRows = 8;
+
+struct TokenSliceOrder {
+  const int64_t* pointers;  // (rows + 1,): each row's number of edges
+  const int32_t* order;     // (rows,): the rows as they are visited
+  const int64_t* places;    // by slice: where its edges begin; and where the last one's end
+  const int32_t* common;    // by slice: edges of each row that alternate
+  int64_t rows;
+  const uint16_t* narrow;  // (nnz,) columns; null where they do not fit
+  const int32_t* wide;     // (nnz,) columns; null where they do
+};
+
+template <class A>
+struct LinearTokenTask {
+  TokenSliceOrder slices;
+  const A* values;  // (nnz,) as the slices have them
+  const A* bias;    // (rows,) or null
+  const A* x;       // (columns,)
+  A* y;             // (rows,)
+  int64_t begin, end;  // slices
 };
 
 // The outputs of one panel of an order, for copies between the stored order and the one in which they are visited.
@@ -94,6 +118,7 @@ template <class A>
 struct LinearKernels {
   int lanes;
   int max_vectors;  // widest tile, in vectors; narrower ones are powers of two
+  int narrow_lanes;  // of half a vector; 0 where that is no vector
   // tile[f - begin][token] = x[token][f] for features begin <= f < end; tokens past the last are zero. Where `sums` is
   // given, sums[f] += each feature's sum over the tokens.
   void (*load_tile)(const Tokens& x, int64_t begin, int64_t end, int vectors, bool paired, A* tile, A* sums);
@@ -101,10 +126,16 @@ struct LinearKernels {
   void (*store_tile)(const A* tile, int vectors, const Tokens& y, int64_t begin, int64_t end);
   void (*forward)(const LinearForwardTask<A>& task);
   void (*backward)(const LinearBackwardTask<A>& task);
-  // One vector of tokens, one panel of a packed order: forward with the bits of `scatter`.
+  // The product of a single tile: forward with the bits of `scatter`, whatever the panels and the order. A tile of up to
+  // `narrow_lanes` tokens is that wide in the kernels named narrow (they are null where it is 0).
   void (*forward_few)(const LinearForwardTask<A>& task);
+  void (*forward_narrow)(const LinearForwardTask<A>& task);
+  void (*forward_token)(const LinearTokenTask<A>& task);
   void (*scatter)(const LinearScatterTask<A>& task);
+  void (*scatter_narrow)(const LinearScatterTask<A>& task);
   void (*scatter_token)(const LinearScatterTask<A>& task);
+  void (*load_narrow)(const Tokens& x, int64_t begin, int64_t end, A* tile);
+  void (*store_narrow)(const A* tile, const Tokens& y, int64_t begin, int64_t end);
   uint64_t (*digest)(const char* data, int64_t bytes);
   // The runs' values, widened, one after another; through the permutation where one is given. Their indices as well, where
   // `indices` is given.

@@ -6,8 +6,12 @@
 
 #include "linear/edge_order.h"
 #include "linear/row_values.h"
+#include "linear/token_slices.h"
 
 namespace sparsekern {
+
+// Products for which values are kept, each in an order of its own.
+enum FewTokens { kOneToken, kOneVector, kVectors, kFewKinds };
 
 // Calls on several threads may share one.
 class LinearPlan {
@@ -20,14 +24,20 @@ class LinearPlan {
   // For few tokens: edges by column, panels of rows.
   Kept scatter(const StoredEdges& edges, Visit visit) { return find(scatter_, edges, visit); }
 
-  // For few tokens whose values are kept: one panel, packed.
-  Kept few(const StoredEdges& edges, Visit visit) { return find(few_, edges, visit); }
+  // For few tokens whose values are kept: at most a vector of them, or more.
+  Kept few(const StoredEdges& edges, Visit visit, FewTokens tokens) { return find(few_[tokens], edges, visit); }
+  // And for one.
+  std::shared_ptr<const TokenSlices> slices(const StoredEdges& edges) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!slices_) slices_ = std::make_shared<TokenSlices>(edges);
+    return slices_;
+  }
 
-  // Values by row: in the stored order of the rows, or as `few` visits them.
+  // Values in the order of `slices` or `few`.
   template <class A>
-  RowValues<A>& row_values(bool as_few) {
-    if constexpr (sizeof(A) == sizeof(double)) return row_values_f64_[as_few];
-    else return row_values_f32_[as_few];
+  RowValues<A>& row_values(FewTokens tokens) {
+    if constexpr (sizeof(A) == sizeof(double)) return row_values_f64_[tokens];
+    else return row_values_f32_[tokens];
   }
 
  private:
@@ -38,9 +48,10 @@ class LinearPlan {
   }
 
   std::mutex mutex_;
-  Kept forward_[2], backward_, scatter_, few_;
-  RowValues<float> row_values_f32_[2];
-  RowValues<double> row_values_f64_[2];
+  Kept forward_[2], backward_, scatter_, few_[kFewKinds];
+  std::shared_ptr<const TokenSlices> slices_;
+  RowValues<float> row_values_f32_[kFewKinds];
+  RowValues<double> row_values_f64_[kFewKinds];
 };
 
 }  // namespace sparsekern

@@ -74,7 +74,7 @@ SK_INLINE A* block_sums(A* sums, A* local, int64_t begin) {
 
 // The outputs visited i-th and next, `Rows` of them, of the block that begins at `block`.
 template <class A, int V, int Rows, bool First, bool Paired>
-SK_INLINE void forward_rows(const Panel& panel, const int32_t* col, const A* values, const A* bias, const A* x_tile,
+SK_INLINE void sum_visited(const Panel& panel, const int32_t* col, const A* values, const A* bias, const A* x_tile,
                             int64_t block, int64_t i, A* block_sums) {
   constexpr int W = kLanes<A>;
   Vec<A> sums[Rows][V];
@@ -110,8 +110,8 @@ void forward_panel(const LinearForwardTask<A>& t) {
     A* block = block_sums<A, V>(t.sums, local_sums, begin);
     int64_t i = begin;
     for (; i + kRows <= end; i += kRows)
-      forward_rows<A, V, kRows, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
-    for (; i < end; ++i) forward_rows<A, V, 1, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
+      sum_visited<A, V, kRows, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
+    for (; i < end; ++i) sum_visited<A, V, 1, First, Paired>(panel, col, values, bias, x_tile, begin, i, block);
     if (panel.last) store_tile<A>(block, V, t.y, begin, end);
   }
   stream_fence();  // once, not after each block: it waits for all stores
@@ -342,8 +342,16 @@ constexpr LinearKernels<A> linear_kernels() {
   table.forward = linear_forward<A>;
   table.backward = linear_backward<A>;
   table.forward_few = forward_few<A>;
-  table.scatter = scatter_tile<A>;
+  table.forward_token = forward_token<A>;
+  table.scatter = scatter_tile<A, kLanes<A>>;
   table.scatter_token = scatter_token<A>;
+  if constexpr (kNarrowLanes<A> > 0) {
+    table.narrow_lanes = kNarrowLanes<A>;
+    table.forward_narrow = forward_rows<A, kNarrowLanes<A>, 1>;
+    table.scatter_narrow = scatter_tile<A, kNarrowLanes<A>>;
+    table.load_narrow = load_narrow<A>;
+    table.store_narrow = store_narrow<A>;
+  }
   table.digest = digest_bytes;
   table.read_runs = read_runs<A>;
   table.write_runs = write_runs<A>;

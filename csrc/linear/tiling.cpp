@@ -9,9 +9,9 @@ namespace {
 
 // What visiting an output costs besides its edges, in edges.
 constexpr int64_t kOutputCost = 8;
-// Edges that an output must find in a panel to repay the visit: in the forward, in the backward, and where the edges of
-// a single tile are not packed, so that each visit begins with a cache miss.
-constexpr int64_t kForwardEdges = 8, kBackwardEdges = 16, kCutEdges = 32;
+// Edges that an output must find in a panel to repay the visit: in the forward, in that of few tokens with kept values, in
+// the backward, and where the edges of a single tile are not packed, so that each visit begins with a cache miss.
+constexpr int64_t kForwardEdges = 8, kKeptEdges = 12, kBackwardEdges = 16, kCutEdges = 32;
 // Tiles are the narrower the fewer edges an output has: what is loaded and stored once matters more, what is loaded for
 // each edge less, and a narrow tile stays in the caches beside the activations that stream past it.
 constexpr int64_t kManyEdges = 64, kSomeEdges = 8;
@@ -65,6 +65,11 @@ Tiling backward_tiling(const ProductSize& s) {
   if (s.gathered > 2 * panel && pays(s, panel, kBackwardEdges)) return {vectors, panel};
   const int64_t bytes = edges >= kManyEdges ? second : edges >= kSomeEdges ? second / 2 : second / 8;
   return {narrowed(s, vectors, bytes), s.gathered};
+}
+
+int64_t kept_panel(const ProductSize& s, int vectors) {
+  const int64_t near = caches().first / feature_bytes(s, vectors), far = caches().second / 2 / feature_bytes(s, vectors);
+  return pays(s, near, kKeptEdges) ? near : pays(s, far, kForwardEdges) ? far : s.gathered;
 }
 
 int64_t scatter_panel(const ProductSize& s, int64_t threads) {

@@ -29,6 +29,8 @@ struct ProductSize {
 
 Tiling forward_tiling(const ProductSize& size);
 Tiling backward_tiling(const ProductSize& size);
+// Features in a panel of a single tile whose values are kept: no gather, so that the nearest cache alone decides.
+int64_t kept_panel(const ProductSize& size, int vectors);
 // Rows in a panel of a product that adds to its outputs (`gathered` are the rows), at least one panel for each thread.
 int64_t scatter_panel(const ProductSize& size, int64_t threads);
 

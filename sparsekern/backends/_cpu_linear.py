@@ -9,6 +9,7 @@ from sparsekern import _C
 from sparsekern.backends.kept import Kept
 
 _plans: Kept[_C.LinearPlan] = Kept()
+_topologies: Kept[_C.LinearTopology] = Kept()
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -29,6 +30,18 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _topology(*tensors: Tensor) -> Any:
+    """A whole validated topology, as the forward kernel wants it."""
+    known = _topologies.get(*tensors)
+    if known is None:
+        ccol, row, crow, _, _ = tensors
+        sizes = crow.numel() - 1, ccol.numel() - 1, row.numel()
+        addresses = (tensor.data_ptr() for tensor in tensors)
+        known = _C.LinearTopology(_plan(ccol, row), *sizes, crow.dtype == torch.int64, *addresses)
+        _topologies.put(known, *tensors)
+    return known
+
+
 def linear(
     x: Tensor,
     w: Tensor,
@@ -42,19 +55,9 @@ def linear(
     x, stride = _rows(x)
     w = w.contiguous()
     bias = None if bias is None else bias.contiguous()
-    rows, columns = crow.numel() - 1, ccol.numel() - 1
-    y = torch.empty(x.shape[0], rows, dtype=x.dtype)
+    y = torch.empty(x.shape[0], crow.numel() - 1, dtype=x.dtype)
     _C.linear_forward(
-        _plan(ccol, row),
-        rows,
-        columns,
-        row.numel(),
-        crow.dtype == torch.int64,
-        ccol.data_ptr(),
-        row.data_ptr(),
-        crow.data_ptr(),
-        col.data_ptr(),
-        perm.data_ptr(),
+        _topology(ccol, row, crow, col, perm),
         x.shape[0],
         DTYPE_CODES[x.dtype],
         x.data_ptr(),
@@ -67,6 +70,15 @@ def linear(
         y.data_ptr(),
     )
     return y
+
+
+def linear_direct(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor | None:
+    """The product, of arguments that nobody has checked; None where they are not what the kernel can take as they are.
+
+    The topology is one that :func:`linear` has multiplied with, and unchanged since.
+    """
+    known = _topologies.unchecked(topology[-1])
+    return None if known is None else _C.linear_direct(*known, x, w, bias, *topology)
 
 
 def _backward(

@@ -65,6 +65,11 @@ def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype
     return dw.to(dtype)
 
 
+def linear_direct(*operands: Tensor | None) -> Tensor | None:
+    """None: here every product goes through the operator's checks."""
+    return None
+
+
 def linear_backward(
     grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, bias_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:

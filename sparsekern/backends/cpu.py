@@ -9,7 +9,13 @@ from sparsekern import _C
 from sparsekern.backends._cpu_activation import gelu, gelu_backward
 from sparsekern.backends._cpu_attention import attention, attention_backward
 from sparsekern.backends._cpu_conv2d import conv2d, conv2d_backward, conv2d_input_grad, conv2d_weight_grad
-from sparsekern.backends._cpu_linear import linear, linear_backward, linear_input_grad, linear_weight_grad
+from sparsekern.backends._cpu_linear import (
+    linear,
+    linear_backward,
+    linear_direct,
+    linear_input_grad,
+    linear_weight_grad,
+)
 from sparsekern.backends._cpu_norm import batch_norm, batch_norm_backward, batch_norm_inference
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "gelu_backward",
     "linear",
     "linear_backward",
+    "linear_direct",
     "linear_input_grad",
     "linear_weight_grad",
 ]

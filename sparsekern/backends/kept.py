@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from sparsekern import _C
+
 T = TypeVar("T")
-# A tensor as it was: itself, its version, where its data lies, its elements.
-_Seen = tuple["weakref.ref[Tensor]", int, int, int]
 
 
 class Kept(Generic[T]):
@@ -20,8 +20,9 @@ class Kept(Generic[T]):
     """
 
     def __init__(self) -> None:
-        # By the identity of the group's last tensor, which is in no other group.
-        self._kept: dict[int, tuple[tuple[_Seen, ...], T]] = {}
+        # By the identity of the group's last tensor, which is in no other group: the tensors as they were, the object.
+        self._kept: dict[int, tuple[_C.Seen, T]] = {}
+        self._references: dict[int, weakref.ref[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -29,14 +30,11 @@ class Kept(Generic[T]):
     def get(self, *tensors: Tensor) -> T | None:
         """The group's object, or None."""
         entry = self._kept.get(id(tensors[-1]))
-        if entry is None:
-            return None
-        for tensor, (reference, version, address, size) in zip(tensors, entry[0], strict=True):
-            if reference() is not tensor or version != tensor._version:
-                return None
-            if address != tensor.data_ptr() or size != tensor.numel():
-                return None
-        return entry[1]
+        return entry[1] if entry is not None and entry[0].holds(*tensors) else None
+
+    def unchecked(self, last: Tensor) -> tuple[_C.Seen, T] | None:
+        """What is kept of the group that this tensor is the last of: the tensors as they were, and the object."""
+        return self._kept.get(id(last))
 
     def put(self, value: T, *tensors: Tensor) -> T | None:
         """Keeps the object for the group and returns it; None, and nothing kept, where a tensor counts no versions.
@@ -48,14 +46,9 @@ class Kept(Generic[T]):
         key = id(tensors[-1])
 
         def forget(reference: weakref.ref[Tensor]) -> None:
-            entry = self._kept.get(key)
-            if entry is not None and entry[0][-1][0] is reference:
-                del self._kept[key]
+            if self._references.get(key) is reference:
+                del self._references[key], self._kept[key]
 
-        references = [weakref.ref(tensor) for tensor in tensors[:-1]] + [weakref.ref(tensors[-1], forget)]
-        seen = tuple(
-            (reference, tensor._version, tensor.data_ptr(), tensor.numel())
-            for reference, tensor in zip(references, tensors, strict=True)
-        )
-        self._kept[key] = seen, value
+        self._references[key] = weakref.ref(tensors[-1], forget)
+        self._kept[key] = _C.Seen(*tensors), value
         return value

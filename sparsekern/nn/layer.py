@@ -80,7 +80,14 @@ class SparseLayer(nn.Module):
         """The layer's topology; a view on its buffers."""
         # A module's attributes are looked up slowly, and each call of the layer asks for five.
         buffers: dict[str, Any] = self._buffers
-        return Pattern.from_buffers(self.matrix_shape, *[buffers[name] for name in _INDEX_BUFFERS])
+        return Pattern.from_buffers(
+            self.matrix_shape,
+            buffers["ccol_indices"],
+            buffers["row_indices"],
+            buffers["crow_indices"],
+            buffers["col_indices"],
+            buffers["permutation"],
+        )
 
     @property
     def nnz(self) -> int:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sparsekern.ops import direct
+
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], int]
 
 
@@ -46,10 +48,15 @@ def _bias_grad(grad: Tensor, dtype: torch.dtype | None) -> Tensor:
 class Multiply(Function):
     """y = dT/dg + bias, of (x, w, bias or None, geometry, *topology)."""
 
+    @classmethod
+    def apply_plain(cls, *args: Any) -> Any:
+        """``apply`` with every argument given, outside of torch.func's transforms: without binding them by name."""
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
+
     @staticmethod
     def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry | None, *topology: Tensor) -> Tensor:
         if geometry is None:
-            return torch.ops.sparsekern.linear(x, w, bias, *topology)
+            return direct.linear(x, w, bias, *topology)
         return torch.ops.sparsekern.conv2d(x, w, bias, *topology, *geometry)
 
     @staticmethod

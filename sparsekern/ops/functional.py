@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from sparsekern.backends import cpu
 from sparsekern.ops.autograd import Geometry, Multiply
+from sparsekern.ops.direct import is_plain
 from sparsekern.pattern import Pattern
 
 
@@ -15,6 +17,10 @@ def _autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None, pattern: Pattern) -> Tensor:
@@ -38,12 +44,21 @@ def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None 
     Raises:
         ValueError, TypeError: naming the argument whose shape, dtype, device or index contents are wrong.
     """
+    plain = is_plain()
+    asked = torch.is_grad_enabled()
+    if plain and not (asked and _requires_grad(input, weight, bias)):
+        y = cpu.linear_direct(input, weight, bias, *pattern.tensors())
+        if y is not None:
+            return y
     rows, columns = pattern.shape
     if input.dim() < 1 or input.shape[-1] != columns:
         raise ValueError(f"input has shape {tuple(input.shape)}; expected (..., {columns}), {columns} input features")
-    x = _autocast(input)
+    x = input if plain else _autocast(input)
     matrix = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), columns)
-    y = _multiply(matrix, weight, bias, None, pattern)
+    if plain and asked:
+        y = Multiply.apply_plain(matrix, weight, bias, None, *pattern.tensors())
+    else:
+        y = _multiply(matrix, weight, bias, None, pattern)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
 
 
