@@ -23,10 +23,14 @@ def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None, pattern: Pattern) -> Tensor:
+def _multiply(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None, pattern: Pattern, plain: bool
+) -> Tensor:
+    operands = (x, weight, bias, geometry, *pattern.tensors())
     # Without gradients the operator alone: half the cost of a small product.
-    multiply = Multiply.apply if torch.is_grad_enabled() else Multiply.forward
-    return multiply(x, weight, bias, geometry, *pattern.tensors())
+    if not torch.is_grad_enabled():
+        return Multiply.forward(*operands)
+    return Multiply.apply_plain(*operands) if plain else Multiply.apply(*operands)
 
 
 def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
@@ -45,8 +49,7 @@ def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None 
         ValueError, TypeError: naming the argument whose shape, dtype, device or index contents are wrong.
     """
     plain = is_plain()
-    asked = torch.is_grad_enabled()
-    if plain and not (asked and _requires_grad(input, weight, bias)):
+    if plain and not (torch.is_grad_enabled() and _requires_grad(input, weight, bias)):
         y = cpu.linear_direct(input, weight, bias, *pattern.tensors())
         if y is not None:
             return y
@@ -55,10 +58,7 @@ def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None 
         raise ValueError(f"input has shape {tuple(input.shape)}; expected (..., {columns}), {columns} input features")
     x = input if plain else _autocast(input)
     matrix = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), columns)
-    if plain and asked:
-        y = Multiply.apply_plain(matrix, weight, bias, None, *pattern.tensors())
-    else:
-        y = _multiply(matrix, weight, bias, None, pattern)
+    y = _multiply(matrix, weight, bias, None, pattern, plain)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
 
 
@@ -87,7 +87,8 @@ def conv2d(
     """
     if input.dim() not in (3, 4):
         raise ValueError(f"input has shape {tuple(input.shape)}; expected (N, C, H, W) or (C, H, W)")
-    x = _autocast(input)
+    plain = is_plain()
+    x = input if plain else _autocast(input)
     if x.dim() == 3:
-        return _multiply(x.unsqueeze(0), weight, bias, geometry, pattern).squeeze(0)
-    return _multiply(x, weight, bias, geometry, pattern)
+        return _multiply(x.unsqueeze(0), weight, bias, geometry, pattern, plain).squeeze(0)
+    return _multiply(x, weight, bias, geometry, pattern, plain)
