@@ -315,19 +315,25 @@ def test_calls_past_the_dispatcher_take_any_strides():
         assert torch.equal(layer(negative), layer(-x.contiguous()))
 
 
+class SeenOperators(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the names of sparsekern's operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sparsekern":
+            self.names.append(func.name().removeprefix("sparsekern::"))
+        return func(*args, **(kwargs or {}))
+
+
 def test_who_watches_operators_sees_the_linear_one():
     layer = sk.nn.SparseLinear(30, 20, density=0.3)
     x = torch.randn(7, 30)
     expected, _ = plain_calls(layer, x)
-    seen = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(func.name())
-            return func(*args, **(kwargs or {}))
-
     with torch.no_grad():
-        with Watch():
+        with SeenOperators() as seen:
             layer(x)
         with torch.profiler.profile() as profile:
             layer(x)
@@ -335,10 +341,40 @@ def test_who_watches_operators_sees_the_linear_one():
             assert layer(x).dtype == torch.bfloat16
         mapped = torch.func.vmap(lambda row: layer(row.unsqueeze(0)).squeeze(0), chunk_size=1)(x)
         graph = torch.fx.experimental.proxy_tensor.make_fx(layer)(x)
-    assert seen == ["sparsekern::linear"]
+    assert seen.names == ["linear"]
     assert "sparsekern::linear" in {event.name for event in profile.events()}
     torch.testing.assert_close(mapped, expected)
     assert torch.ops.sparsekern.linear.default in {node.target for node in graph.graph.nodes}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_a_training_step_past_the_dispatcher_is_the_operators(kind):
+    torch.manual_seed(0)
+    if kind == "linear":
+        layer, x = sk.nn.SparseLinear(30, 20, density=0.3), torch.randn(7, 30)
+    else:
+        layer, x = sk.nn.SparseConv2d(4, 6, 3, density=0.3), torch.randn(2, 4, 7, 7)
+
+    def step(x):
+        layer.zero_grad()
+        x = x.detach().requires_grad_()
+        layer(x).square().sum().backward()
+        return [x.grad, layer.weight.grad, layer.bias.grad]
+
+    step(x)
+    plain = step(x)
+    with SeenOperators() as seen:
+        watched = step(x)
+    assert seen.names == [kind, f"{kind}_backward"]
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    # A gradient that is marked as negated, and not yet written so, is read as what it means.
+    y = layer(x)
+    one = torch.ones_like(y)
+    negated = torch.complex(torch.zeros_like(y), one).detach().conj().imag
+    (expected,) = torch.autograd.grad(y, layer.weight, -one, retain_graph=True)
+    (found,) = torch.autograd.grad(y, layer.weight, negated)
+    assert negated.is_neg()
+    assert torch.equal(found, expected)
 
 
 def test_inference_mode():

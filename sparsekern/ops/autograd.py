@@ -57,7 +57,7 @@ class Multiply(Function):
     def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry | None, *topology: Tensor) -> Tensor:
         if geometry is None:
             return direct.linear(x, w, bias, *topology)
-        return torch.ops.sparsekern.conv2d(x, w, bias, *topology, *geometry)
+        return direct.conv2d(x, w, bias, *topology, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -98,8 +98,8 @@ class MultiplyBackward(Function):
         *topology: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if geometry is None:
-            return torch.ops.sparsekern.linear_backward(grad, x, w, *topology[:2], bias_dtype=bias_dtype)
-        dx, dw = torch.ops.sparsekern.conv2d_backward(grad, x, w, *topology[:2], *geometry)
+            return direct.linear_backward(grad, x, w, *topology[:2], bias_dtype=bias_dtype)
+        dx, dw = direct.conv2d_backward(grad, x, w, *topology[:2], *geometry)
         return dx, dw, _bias_grad(grad, bias_dtype)
 
     @staticmethod
@@ -137,8 +137,8 @@ class InputGrad(Function):
         *topology: Tensor,
     ) -> Tensor:
         if geometry is None:
-            return torch.ops.sparsekern.linear_input_grad(grad, w, *topology[:2])
-        return torch.ops.sparsekern.conv2d_input_grad(grad, w, *topology[:2], input_size, *geometry)
+            return direct.linear_input_grad(grad, w, *topology[:2])
+        return direct.conv2d_input_grad(grad, w, *topology[:2], input_size, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -163,8 +163,8 @@ class WeightGrad(Function):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, dtype: torch.dtype, geometry: Geometry | None, *topology: Tensor) -> Tensor:
         if geometry is None:
-            return torch.ops.sparsekern.linear_weight_grad(grad, x, *topology[:2], dtype=dtype)
-        return torch.ops.sparsekern.conv2d_weight_grad(grad, x, *topology[:2], *geometry, dtype=dtype)
+            return direct.linear_weight_grad(grad, x, *topology[:2], dtype=dtype)
+        return direct.conv2d_weight_grad(grad, x, *topology[:2], *geometry, dtype=dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -91,6 +91,8 @@ def _operators(backend: ModuleType) -> dict[str, Callable[..., Any]]:
     }
 
 
-for _key, _backend in (("CPU", cpu), ("CUDA", reference)):
-    for _name, _implementation in _operators(_backend).items():
+CPU = _operators(cpu)
+
+for _key, _implementations in (("CPU", CPU), ("CUDA", _operators(reference))):
+    for _name, _implementation in _implementations.items():
         LIBRARY.impl(_name, _implementation, _key)
