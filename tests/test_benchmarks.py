@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from benchmarks.twin import disagreement
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = {"processor", "cores", "caches", "instruction_set", "python", "versions", "commit"}
 TIMING = {"median", "lower_quartile", "upper_quartile", "rounds"}
+UNDER_LIMITS = pytest.mark.skipif(
+    "SPARSEKERN_SANITIZE" in os.environ, reason="AddressSanitizer's own memory does not fit under a process's limits"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +163,7 @@ def test_networks(tmp_path):
     assert_png(tmp_path / "networks_1_threads.png")
 
 
+@UNDER_LIMITS
 def test_memory(tmp_path):
     pytest.importorskip("matplotlib")
     run("memory", "--network", "resnet", "--batch", 2, "--sparsity", 98, "--output", tmp_path)
@@ -176,6 +181,7 @@ def test_memory(tmp_path):
     assert_png(tmp_path / "memory.png")
 
 
+@UNDER_LIMITS
 def test_width(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     call = fresh.call
@@ -265,6 +271,7 @@ def test_what_cannot_be_done_is_said(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@UNDER_LIMITS
 def test_threads_are_set_before_torch_is_loaded():
     """In a process of its own: torch must not come with the command line, only with the command."""
     program = """
@@ -425,6 +432,7 @@ def test_without_a_compiler_ceilings_say_so(monkeypatch, tmp_path):
         ceilings.compiled(tmp_path)
 
 
+@UNDER_LIMITS
 def test_a_fresh_process_keeps_to_its_limits():
     limits = dict(threads=1, keep_freed=False)
     arguments = {"width": 2**14, "edges": None, "batch": 1, "interval": 2, "sampler": "grabo", "seed": 0}

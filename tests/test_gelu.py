@@ -1,5 +1,7 @@
 """GELU: the kernels against their twins, those against torch, derivatives and layouts."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,8 +58,9 @@ def test_the_left_tail_keeps_its_relative_accuracy(isa):
     x = x[x < 0]
     exact = reference.gelu(x.double(), False)
     error = (cpu.gelu(x, False).double() - exact).abs() / exact.abs()
-    # Without a fused multiply-add, what squaring x rounds off is lost.
-    assert error.max() <= (1e-6 if isa != "portable" else 1e-5)
+    # Without a fused multiply-add, what squaring x rounds off is lost; `make sanitize` builds without.
+    fused = isa != "portable" and "SPARSEKERN_SANITIZE" not in os.environ
+    assert error.max() <= (1e-6 if fused else 1e-5)
 
 
 @FORMS
