@@ -22,10 +22,23 @@ SK_INLINE int64_t count_below(const int32_t* rows, int32_t bound) {
 #endif
 }
 
+// The memory's kept edges [i, i + count) to the result from `out` on, count <= kMergeStep. A whole step is written where it
+// fits: what lies behind is overwritten next.
 template <class P>
-SK_INLINE void copy_step(const int32_t* rows, const P* slots, int32_t* to_rows, P* to_slots) {
-  __builtin_memcpy(to_rows, rows, kMergeStep * sizeof *rows);
-  __builtin_memcpy(to_slots, slots, kMergeStep * sizeof *slots);
+SK_INLINE void put(const MergeTask<P>& t, int64_t i, int64_t count, int64_t out) {
+  const int32_t* rows = t.memory.rows + i;
+  const P* slots = t.memory.slots + i;
+  int32_t* to_rows = t.new_row + out;
+  P* to_slots = t.source + out;
+  if (out + kMergeStep <= t.out_end) {
+    __builtin_memcpy(to_rows, rows, kMergeStep * sizeof *rows);
+    __builtin_memcpy(to_slots, slots, kMergeStep * sizeof *slots);
+    return;
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    to_rows[j] = rows[j];
+    to_slots[j] = slots[j];
+  }
 }
 
 // The edges [begin, end) to the memory's kept ones. Whole steps are written: what lies behind is overwritten next.
@@ -52,9 +65,6 @@ SK_INLINE int64_t keep(const MergeTask<P>& t, int64_t begin, int64_t end, int64_
 template <class P>
 void merge_columns(const MergeTask<P>& t) {
   const int32_t* rows = t.memory.rows;
-  const P* slots = t.memory.slots;
-  int32_t* new_row = t.new_row;
-  P* source = t.source;
   int64_t p = t.pruned_begin, g = t.grown_begin, out = t.out_begin;
   for (int64_t c = t.first; c < t.last; ++c) {
     t.new_ccol[c] = static_cast<P>(out);
@@ -71,31 +81,17 @@ void merge_columns(const MergeTask<P>& t) {
       const int32_t grown = t.grown_row[t.places[g]];
       while (true) {
         const int64_t before = count_below(rows + i, grown);
-        if (out + kMergeStep <= t.out_end) {
-          copy_step(rows + i, slots + i, new_row + out, source + out);
-        } else {
-          for (int64_t j = 0; j < before; ++j) {
-            new_row[out + j] = rows[i + j];
-            source[out + j] = slots[i + j];
-          }
-        }
+        put(t, i, before, out);
         out += before;
         i += before;
         if (before < kMergeStep) break;
       }
-      new_row[out] = grown;
-      source[out++] = P{-1};
+      t.new_row[out] = grown;
+      t.source[out++] = P{-1};
     }
     for (; i < kept; i += kMergeStep) {
       const int64_t here = kept - i < kMergeStep ? kept - i : kMergeStep;
-      if (out + kMergeStep <= t.out_end) {
-        copy_step(rows + i, slots + i, new_row + out, source + out);
-      } else {
-        for (int64_t j = 0; j < here; ++j) {
-          new_row[out + j] = rows[i + j];
-          source[out + j] = slots[i + j];
-        }
-      }
+      put(t, i, here, out);
       out += here;
     }
   }
