@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import ceilings, layers_charts, layers_page, process, report
-from benchmarks.admission import DENSE, TOLERANCE, Admission, Entry, Problem
+from benchmarks import ceilings, conditions, layers_charts, layers_page, process, report
+from benchmarks.admission import DENSE, TOLERANCE, Admission, Entry, Problem, at
 from benchmarks.libraries import Peer, available, dense, ours
 from benchmarks.options import Layers
 from benchmarks.shapes import SHAPES, Shape
@@ -73,13 +73,17 @@ def measure(shape: Shape, options: Layers, peers: dict[str, Peer]) -> dict[str, 
         groups = [[sparsity] for sparsity in sparsities]
         admission.notes.append("One sparsity at a time, for memory; dense in the rounds of the first")
     rows: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for group in groups:
-        rows += measure_together(shape, layer, group, options.rounds, peers, admission, with_dense=not rows)
+        more, under_others = measure_together(shape, layer, group, options, peers, admission, with_dense=not rows)
+        rows += more
+        others += under_others
         process.trim()
     return {
         "layer": shape.name,
         "kind": "linear" if isinstance(layer, nn.Linear) else "conv",
         "results": rows,
+        "others": others,
         "break_even": {library: even.as_dict() for library, even in break_evens(rows).items()},
         "notes": admission.notes,
     }
@@ -89,34 +93,45 @@ def measure_together(
     shape: Shape,
     layer: nn.Linear | nn.Conv2d,
     sparsities: Sequence[float],
-    rounds: int,
+    options: Layers,
     peers: dict[str, Peer],
     admission: Admission,
     with_dense: bool,
-) -> list[dict[str, Any]]:
-    """The results of all that is admitted, timed in the same rounds."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The results of all that is admitted, timed in the same rounds; and our layer's under other conditions."""
     entries: list[Entry] = []
+    own = conditions.own(options)
+    steps: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
     for sparsity in sparsities:
         print(f"checking {shape.name} at {sparsity:g}%", file=sys.stderr, flush=True)
+        torch.set_num_threads(options.threads)
         problem = Problem.draw(shape, layer, sparsity)
         if with_dense and not entries:  # dense takes the same time whatever is zero
             entries += admission.admit(problem, DENSE, dense.layers)
             if not entries:
                 raise RuntimeError(f"{shape.name}: {admission.notes[-1]}")
-        entries += admission.admit(problem, ours.NAME, lambda *dense_and_mask: [ours.layer(*dense_and_mask)])
+        admitted = admission.admit(problem, ours.NAME, lambda *dense_and_mask: [ours.layer(*dense_and_mask)])
+        for condition in conditions.others(options) if admitted else ():
+            label = f"{at(ours.NAME, sparsity)}, {condition.name}"
+            steps[label] = condition.step(condition.layer(problem))
+            others[label] = {"condition": condition.name, "sparsity": sparsity}
+        entries += admitted
         for name, peer in peers.items():
             if isinstance(layer, nn.Linear) or not peer.linear_only:
                 entries += admission.admit(problem, name, peer.make, is_peer=True)
     if not entries:
-        return []
-    print(f"timing {len(entries)} candidates", file=sys.stderr, flush=True)
+        return [], []
+    steps |= {entry.label: own.step(entry.candidate) for entry in entries}
+    print(f"timing {len(steps)} candidates", file=sys.stderr, flush=True)
     grad = problem.grad
     timings = interleaved(
-        lambda _: (shape.sample(layer).to(grad.dtype), torch.randn(grad.shape).to(grad.dtype)),
-        {entry.label: lambda inputs, candidate=entry.candidate: candidate.prepare_step(*inputs) for entry in entries},
-        rounds,
+        lambda _: (shape.sample(layer).to(grad.dtype), torch.randn(grad.shape).to(grad.dtype)), steps, options.rounds
     )
-    return [row(entry, timings[entry.label], problem) for entry in entries]
+    return (
+        [row(entry, timings[entry.label], problem) for entry in entries],
+        [{**each, "ms": timings[label].as_dict()} for label, each in others.items()],
+    )
 
 
 def row(entry: Entry, timing: Timing, problem: Problem) -> dict[str, Any]:

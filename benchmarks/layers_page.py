@@ -29,6 +29,7 @@ def page(result: dict[str, Any], charts: dict[str, str]) -> str:
         summary(result["layers"]),
         break_even_table(result["layers"]),
         *([peers_table(result["layers"])] if len(libraries(result["layers"])) > 1 else []),
+        *others_section(result["layers"]),
         "## Cells",
         *(layer_section(layer, measured) for layer in result["layers"]),
     ]
@@ -89,11 +90,45 @@ def peers_table(layers: list[dict[str, Any]]) -> str:
                 if sparsity >= PEERS_FROM
             ]
             if ratios:
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                values = [f"{value:.1f}x" for value in (mean, min(ratios), max(ratios))]
+                values = [f"{value:.1f}x" for value in (geometric_mean(ratios), min(ratios), max(ratios))]
                 rows.append([f"{peer}, {kind}", str(len(ratios)), *values])
     header = ["sparsekern against", f"cells from {PEERS_FROM:g}% on", "geometric mean", "least", "most"]
     return report.table(header, rows)
+
+
+def others_section(layers: list[dict[str, Any]]) -> list[str]:
+    """A table for each other condition: our layer's time under it, as a multiple of that under the run's own."""
+    parts = []
+    for condition in dict.fromkeys(each["condition"] for layer in layers for each in layer.get("others", ())):
+        ratios: dict[str, dict[float, float]] = {}
+        for layer in layers:
+            own = {row["sparsity"]: row["ms"]["median"] for row in layer["results"] if row["library"] == NAME}
+            ratios[layer["layer"]] = {
+                each["sparsity"]: each["ms"]["median"] / own[each["sparsity"]]
+                for each in layer["others"]
+                if each["condition"] == condition
+            }
+        shown = sorted({sparsity for of_layer in ratios.values() for sparsity in of_layer})
+        rows = [
+            [name, *(f"{of_layer[sparsity]:.2f}x" if sparsity in of_layer else "-" for sparsity in shown)]
+            for name, of_layer in ratios.items()
+        ]
+        means = [
+            geometric_mean([of_layer[sparsity] for of_layer in ratios.values() if sparsity in of_layer])
+            for sparsity in shown
+        ]
+        rows.append(["geometric mean", *(f"{mean:.2f}x" for mean in means)])
+        header = [f"time with {condition} / time here", *(f"{sparsity:g}%" for sparsity in shown)]
+        parts += [
+            f"## Against {condition}",
+            f"Our layer with {condition}, and otherwise the same, in the same rounds.",
+            report.table(header, rows),
+        ]
+    return parts
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def layer_section(layer: dict[str, Any], measured: dict[str, Any] | None) -> str:

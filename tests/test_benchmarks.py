@@ -13,7 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admission, breakdown, ceilings, fresh, layers, libraries, nets, one_layer, process, report, width
+from benchmarks import (
+    admission,
+    breakdown,
+    ceilings,
+    conditions,
+    fresh,
+    layers,
+    libraries,
+    nets,
+    one_layer,
+    process,
+    report,
+    width,
+)
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.footprint import saved_bytes
 from benchmarks.libraries import Peer, dense, ours
@@ -131,10 +144,20 @@ def test_layers(tmp_path, tiny_layers, known_ceilings):
 def test_layers_in_bfloat16_with_another_batch(tmp_path, tiny_layers, monkeypatch, capsys):
     monkeypatch.setattr(ceilings, "compiled", lambda folder: (_ for _ in ()).throw(RuntimeError("no C++ compiler")))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    run("layers", "--rounds", 2, "--sparsity", 80, "--dtype", "bfloat16", "--batch", 24, "--output", tmp_path)
-    result, page = read(tmp_path, "layers_1_threads_bfloat16_batch_24", {"layers"})
+    options = ("--rounds", 2, "--sparsity", 80, 90, "--dtype", "bfloat16", "--batch", 24, "--threads", 2)
+    run("layers", *options, "--output", tmp_path)
+    result, page = read(tmp_path, "layers_2_threads_bfloat16_batch_24", {"layers"})
     assert result["layers"][0]["layer"] == "linear 32->24, 24 tokens"
     assert {row["library"] for layer in result["layers"] for row in layer["results"]} == {"dense", ours.NAME}
+    for layer in result["layers"]:
+        conditions = {(each["condition"], each["sparsity"]) for each in layer["others"]}
+        assert conditions == {(name, sparsity) for name in ("one thread", "float32") for sparsity in (80, 90)}
+    own, other = result["layers"][0]["results"][2:], result["layers"][0]["others"]
+    ratio = other[0]["ms"]["median"] / next(row for row in own if row["sparsity"] == 90)["ms"]["median"]
+    first, *_, means = tables(section(page, "against-one-thread")).splitlines()[2:]
+    assert first == f"| linear 32->24, 24 tokens | {float(first.split()[-4][:-1]):.2f}x | {ratio:.2f}x |"
+    assert means.startswith("| geometric mean |")
+    assert tables(section(page, "against-float32"))
     assert result["ceilings"] is None
     assert "no C++ compiler" in page
     assert "no charts: matplotlib is not installed" in capsys.readouterr().out
@@ -312,6 +335,20 @@ def other(name, change=lambda y: y):
         return Candidate(name, lambda x: change(right.forward(x)), right.parameters, right.edge_grad)
 
     return make
+
+
+def test_conditions_set_threads_and_dtype():
+    problem = admission.Problem.draw(linear(4, 8, 6), torch.nn.Linear(8, 6).bfloat16(), 50)
+    options = Layers(threads=2, dtype="bfloat16")
+    assert conditions.others(Layers()) == []
+    seen = []
+    for condition in (conditions.own(options), *conditions.others(options)):
+        candidate = condition.layer(problem)
+        forward = candidate.forward
+        candidate.forward = lambda x, forward=forward: seen.append((torch.get_num_threads(), x.dtype)) or forward(x)
+        condition.step(candidate)((problem.x, problem.grad))()
+        assert candidate.parameters[0].grad.dtype == condition.dtype
+    assert seen == [(2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float32)]
 
 
 def test_wrong_peers_are_reported_and_left_out():
