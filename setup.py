@@ -21,9 +21,12 @@ except ImportError:
     sys.exit("sparsekern is built with pybind11: install it first (pip install pybind11).")
 
 ROOT = Path(__file__).parent
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 X86_FLAGS = {
-    "csrc/isa/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
-    "csrc/isa/avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "csrc/isa/avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "csrc/isa/avx512.cpp": AVX512,
+    "csrc/isa/avx2.cpp": AVX2,
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Set by `make sanitize`, which builds in a folder of its own.

@@ -97,8 +97,12 @@ def test_twins_equal_the_dense_product(density):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_values_with_half_activations(isa, dtype):
     torch.manual_seed(1)
-    problem = Problem(40, 50, 30, 0.2, dtype, w_dtype=torch.float32)
-    assert_close(problem.results(cpu), problem.results(reference), TOLERANCE[dtype])
+    for tokens in (40, 300):
+        problem = Problem(tokens, 50, 30, 0.2, dtype, w_dtype=torch.float32)
+        actual, expected = problem.results(cpu), problem.results(reference)
+        assert_close(actual, expected, TOLERANCE[dtype])
+        exact = ("dw", "dw alone", "dbias")  # sums of products in float32: nothing was rounded to half
+        assert_close({name: actual[name] for name in exact}, {name: expected[name] for name in exact}, 1e-5)
 
 
 def test_half_sums_are_kept_in_float32(isa):

@@ -8,9 +8,21 @@
 namespace sparsekern {
 namespace {
 
+#if SPARSEKERN_X86
+const IsaKernels& with_bf16() {
+  static const IsaKernels kernels = [] {
+    IsaKernels k = kernels_avx512;
+    k.name = "avx512_bf16";
+    k.linear_f32.backward = linear_backward_avx512_bf16;
+    return k;
+  }();
+  return kernels;
+}
+#endif
+
 struct Choices {
-  std::array<const IsaKernels*, 3> kernels{};
-  std::array<const char*, 4> names{};
+  std::array<const IsaKernels*, 4> kernels{};
+  std::array<const char*, 5> names{};
   int count = 0;
 
   void add(const IsaKernels& isa) {
@@ -31,8 +43,10 @@ const Choices& choices() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) c.add(with_bf16());
       c.add(kernels_avx512);
+    }
     if (avx2) c.add(kernels_avx2);
 #endif
     c.add(kernels_portable);

@@ -30,6 +30,18 @@ SK_INLINE Vec<float> widen_upper(Vec<float> pairs) {
   return reinterpret_cast<Vec<float>>(reinterpret_cast<WordVec>(pairs) & 0xffff0000u);
 }
 
+// sums + the products of the words' lower elements + those of their upper ones, where one instruction does that. It takes
+// and gives zeros for numbers below the normal ones.
+#if defined(__AVX512BF16__)
+constexpr bool kPairProducts = true;
+SK_INLINE Vec<float> add_pair_products(Vec<float> sums, Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sums), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#else
+constexpr bool kPairProducts = false;
+#endif
+
 // Both rounded to the pointer's type and paired.
 SK_INLINE Vec<float> narrow_pair(Vec<float> lower, Vec<float> upper, const bf16*) {
   return reinterpret_cast<Vec<float>>((bf16_in_upper_half(lower) >> 16) | (bf16_in_upper_half(upper) & 0xffff0000u));

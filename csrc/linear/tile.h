@@ -127,6 +127,33 @@ SK_INLINE void add_lane_sums(const A* spread, A* dw, int64_t count) {
   store_narrowed<A>(dw, load_widened<A>(dw, count) + sums, count);
 }
 
+// What one edge adds: w * gradient to dx, and to `dot`, in two chains and still spread over the lanes, the products of x and
+// the gradient. x holds pairs where they can be multiplied as they are.
+template <class A, int V, bool WantX, bool WantW, bool Paired>
+SK_INLINE void multiply_edge(const A* grad, [[maybe_unused]] A value, [[maybe_unused]] const Vec<A>* x,
+                             [[maybe_unused]] Vec<A>* dx, [[maybe_unused]] Vec<A>* dot) {
+  [[maybe_unused]] Vec<A> w{};
+  if constexpr (WantX) w = broadcast<A>(value);
+  if constexpr (Paired && kPairProducts) {
+    SK_UNROLL
+    for (int v = 0; v < V / 2; ++v) {
+      Vec<A> pairs = load<A>(grad + v * kLanes<A>);
+      if constexpr (WantX && WantW) pin(pairs);
+      if constexpr (WantX) {
+        dx[2 * v] += w * widen_lower(pairs);
+        dx[2 * v + 1] += w * widen_upper(pairs);
+      }
+      if constexpr (WantW) dot[v % 2] = add_pair_products(dot[v % 2], x[v], pairs);
+    }
+  } else {
+    each_vector<A, V, Paired>(grad, [&](int v, Vec<A> g) {
+      if constexpr (WantX && WantW) pin(g);
+      if constexpr (WantX) dx[v] += w * g;
+      if constexpr (WantW) dot[v % 2] = v < 2 ? x[v] * g : dot[v % 2] + x[v] * g;
+    });
+  }
+}
+
 template <class A, int V, bool WantX, bool WantW, bool Paired>
 void backward_tile(const LinearBackwardTask<A>& t) {
   constexpr int W = kLanes<A>;
@@ -161,7 +188,8 @@ void backward_tile(const LinearBackwardTask<A>& t) {
       k = panel.begin[i];
       Vec<A> x[V], dx[V];
       if constexpr (WantW)
-        each_vector<A, V, Paired>(x_block + (c - begin) * kTile, [&](int v, Vec<A> tokens) { x[v] = tokens; });
+        each_vector<A, Paired && kPairProducts ? V / 2 : V, Paired && !kPairProducts>(
+            x_block + (c - begin) * kTile, [&](int v, Vec<A> tokens) { x[v] = tokens; });
       SK_UNROLL
       for (int v = 0; v < V; ++v) {
         dx[v] = Vec<A>{};
@@ -170,25 +198,10 @@ void backward_tile(const LinearBackwardTask<A>& t) {
         }
       }
       for (; k < last; ++k) {
-        Vec<A> w{}, even{}, odd{};
-        if constexpr (WantX) w = broadcast<A>(values[k]);
-        each_vector<A, V, Paired>(grad_tile + row[k] * kTile, [&](int v, Vec<A> g) {
-          if constexpr (WantX && WantW) pin(g);
-          if constexpr (WantX) dx[v] += w * g;
-          if constexpr (WantW) {
-            if (v == 0) {
-              even = x[v] * g;
-            } else if (v == 1) {
-              odd = x[v] * g;
-            } else if (v % 2) {
-              odd += x[v] * g;
-            } else {
-              even += x[v] * g;
-            }
-          }
-        });
+        Vec<A> dot[2] = {};
+        multiply_edge<A, V, WantX, WantW, Paired>(grad_tile + row[k] * kTile, WantX ? values[k] : A{}, x, dx, dot);
         if constexpr (WantW) {
-          store<A>(spread + waiting * W, V > 1 ? even + odd : even);
+          store<A>(spread + waiting * W, V > 1 ? dot[0] + dot[1] : dot[0]);
           if (++waiting == W) {
             add_lane_sums<A>(spread, dw + k - (W - 1), W);
             waiting = 0;

@@ -1,0 +1,9 @@
+// What AVX512_BF16 adds to AVX-512: gradients of the values from pairs of bfloat16.
+#define SK_ISA avx512_bf16
+#include "linear/tile.h"
+
+namespace sparsekern {
+
+void linear_backward_avx512_bf16(const LinearBackwardTask<float>& task) { avx512_bf16::linear_backward<float>(task); }
+
+}  // namespace sparsekern
