@@ -25,4 +25,10 @@ inline const Caches& caches() {
   return sizes;
 }
 
+// Whether a result of so many bytes is written past the caches: where it begins on a cache line and is well beyond what a
+// core's own cache holds, so that what reads it next finds little of it there.
+inline bool past_caches(const void* result, int64_t bytes) {
+  return bytes >= 2 * caches().second && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+}
+
 }  // namespace sparsekern

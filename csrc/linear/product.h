@@ -103,11 +103,10 @@ inline Tokens tokens_of(const Activations& x, const TokenTile& tile, bool stream
   return {x.dtype, data ? data + tile.begin * row_bytes : nullptr, x.stride, tile.count, stream};
 }
 
-// Whether a result of so many tokens is written past the caches: where it is well beyond a core's own, and its rows are
-// whole cache lines.
+// Whether a result of so many tokens is written past the caches, which takes rows of whole cache lines.
 inline bool streams(const Activations& y, int64_t tokens) {
   const int64_t row_bytes = y.stride * static_cast<int64_t>(size_of(y.dtype));
-  return tokens * row_bytes >= 2 * caches().second && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y.data) % 64 == 0;
+  return row_bytes % 64 == 0 && past_caches(y.data, tokens * row_bytes);
 }
 
 // The order of a product's edges. Outputs one after another in one panel need nothing kept.

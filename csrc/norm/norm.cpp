@@ -11,19 +11,15 @@
 namespace sparsekern {
 namespace {
 
-// Results of this many bytes and more are written past the caches: what reads them next finds little of them there.
-constexpr int64_t kStreamBytes = int64_t{4} << 20;
 // A run of memory that neighbouring channels of one image should have, so that the hardware reads ahead in it.
 constexpr int64_t kRunBytes = 4096;
 // Elements that are worth another thread.
 constexpr int64_t kTaskElements = 1 << 14;
 
-bool on_cache_lines(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
-
-// Whether a result's planes are whole cache lines and there are many of them.
+// Whether a result is written past the caches, which takes planes of whole cache lines.
 bool streams(const NormShape& shape, DType dtype, const void* result) {
   const int64_t plane = shape.size * static_cast<int64_t>(size_of(dtype));
-  return plane % 64 == 0 && on_cache_lines(result) && shape.images * shape.channels * plane >= kStreamBytes;
+  return plane % 64 == 0 && past_caches(result, shape.images * shape.channels * plane);
 }
 
 // Blocks of neighbouring channels, each of which is read for its sums and again, out of the level 2 cache, for its
