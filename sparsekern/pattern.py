@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsekern import _C
 from sparsekern.backends.kept import Kept
+from sparsekern.marks import mark_positions, new_marks, sources
 
 # Pointer arrays (ccol_indices, crow_indices, permutation) are int32 below this many edges, int64 from it on.
 INT32_EDGES = 2**31
@@ -315,7 +316,6 @@ class Pattern:
             col_at, row_at = divmod(int(keys[repeated[0]]), self.shape[0])
             raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}) twice")
         grown = Pattern.from_sorted_keys(self.shape, keys)
-        places = torch.arange(keys.numel(), device="cpu")
         ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
         grown_ccol = grown.ccol_indices.to(ccol.dtype)
         present = _C.first_present(
@@ -324,59 +324,59 @@ class Pattern:
             self.shape[1],
             grown_ccol.data_ptr(),
             grown.row_indices.data_ptr(),
-            places.data_ptr(),
-            places.numel(),
             _is_wide(ccol),
         )
         if present >= 0:
             col_at, row_at = divmod(int(keys[present]), self.shape[0])
             raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}): it is an edge already")
-        return self.exchange(slots, grown, places).long()
+        gone = mark_positions(slots, self.nnz)
+        every = mark_positions(torch.arange(keys.numel(), device="cpu"), keys.numel())
+        return sources(gone, self.exchange(gone, grown, every, keys.numel()), self.nnz).to(self.device)
 
     @torch.no_grad()
-    def exchange(self, pruned: Tensor, candidates: Pattern, chosen: Tensor) -> Tensor:
+    def exchange(self, pruned: Tensor, candidates: Pattern, chosen: Tensor, count: int) -> Tensor:
         """``replace_edges`` by the ``chosen`` of some candidates, without a check.
 
         Args:
-            pruned: (k,) int64 slots on the CPU, ascending and distinct.
+            pruned: marks (see ``sparsekern.marks``) of the slots of ``count`` edges.
             candidates: edges of this shape, none of them in the pattern.
-            chosen: (k,) int64 slots of ``candidates`` on the CPU, ascending and distinct.
+            chosen: marks of ``count`` slots of ``candidates``.
+            count: how many edges go and come.
 
         Returns:
-            source, as ``replace_edges`` does, in the dtype of the pointer arrays.
+            Marks of the slots that the new edges have.
         """
         dtype = self.ccol_indices.dtype
         ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
-        grown_ccol, grown_row = candidates.ccol_indices.cpu().to(dtype), candidates.row_indices.cpu()
-        new_ccol, new_row = torch.empty_like(ccol), torch.empty_like(row)
-        source = torch.empty(self.nnz, dtype=dtype, device="cpu")
+        candidate_ccol, candidate_row = candidates.ccol_indices.cpu().to(dtype), candidates.row_indices.cpu()
+        new_ccol = torch.empty_like(ccol)
+        grown = new_marks(self.nnz)
         _C.replace_edges(
             ccol.data_ptr(),
             row.data_ptr(),
-            *self.shape,
+            self.shape[1],
             pruned.data_ptr(),
-            grown_ccol.data_ptr(),
-            grown_row.data_ptr(),
+            candidate_ccol.data_ptr(),
+            candidate_row.data_ptr(),
             chosen.data_ptr(),
-            chosen.numel(),
+            count,
             new_ccol.data_ptr(),
-            new_row.data_ptr(),
-            source.data_ptr(),
+            grown.data_ptr(),
             _is_wide(ccol),
         )
         device = self.device
         self.ccol_indices.copy_(new_ccol)
-        self.row_indices.copy_(new_row)
-        if device.type == "cpu":
+        if device.type == "cpu":  # row is row_indices itself
             derived = self.tensors()[2:]
-            _transpose(new_ccol, new_row, self.shape[0], out=derived)
-            torch.autograd.graph.increment_version(derived)
+            _transpose(new_ccol, row, self.shape[0], out=derived)
+            torch.autograd.graph.increment_version((self.row_indices, *derived))
         else:
-            transposed = _transpose(new_ccol, new_row, self.shape[0])
+            self.row_indices.copy_(row)
+            transposed = _transpose(new_ccol, row, self.shape[0])
             for tensor, content in zip(self.tensors()[2:], transposed, strict=True):
                 tensor.copy_(content)
         _remember_all(self.tensors())
-        return source.to(device)
+        return grown
 
     def __repr__(self) -> str:
         return f"Pattern({self.shape}, nnz={self.nnz}, density={self.density:.4g}, device={self.device})"

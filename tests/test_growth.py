@@ -12,6 +12,7 @@ from sparsekern.growth import Growth, cosine_share, find_sparse_layers
 from sparsekern.growth.edges import Move
 from sparsekern.growth.samplers import sample_uniform
 from sparsekern.growth.select import select_by_magnitude
+from sparsekern.marks import mark_positions
 from sparsekern.pattern import Pattern
 
 METHODS = {
@@ -312,12 +313,14 @@ def test_large_replacements_on_many_threads(shape, isa):
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         pattern.copy_(before)
-        source = pattern.exchange(pruned, candidates, chosen)
+        gone = mark_positions(pruned, 100_000)
+        grown = pattern.exchange(gone, candidates, mark_positions(chosen, 50_000), 20_000)
         pattern.validate()
         assert pattern.equal(expected)
-        moved = values.clone()
-        Move(source)(moved)
-        assert torch.equal(moved, by_place[pattern.edges()])
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            moved = values.to(dtype, copy=True)
+            Move(gone, grown, 100_000)(moved)
+            assert torch.equal(moved, by_place[pattern.edges()].to(dtype))
 
 
 def test_all_tied_scores_and_weights_are_defined():

@@ -18,7 +18,7 @@ struct Backward {
   void run() const {
     const StoredEdges edges{wide_pointers(t.by_column, t.columns, scratch), t.by_column.indices, t.columns, t.rows};
     const Tiling tiling =
-        backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(grad)});
+        backward_tiling({tokens, t.rows, t.columns, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(grad), !dx.data});
     const std::vector<TokenTile> tiles = cut_tokens(tokens, tiling.vectors, k.lanes, paired<A>(grad));
     const Visit visit{tiling.panel, tiles.size() >= kPackTiles};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.backward(edges, visit); });

@@ -10,8 +10,9 @@ namespace {
 // What visiting an output costs besides its edges, in edges.
 constexpr int64_t kOutputCost = 8;
 // Edges that an output must find in a panel to repay the visit: in the forward, in that of few tokens with kept values, in
-// the backward, and where the edges of a single tile are not packed, so that each visit begins with a cache miss.
-constexpr int64_t kForwardEdges = 8, kKeptEdges = 12, kBackwardEdges = 16, kCutEdges = 32;
+// the backward, where the edges of a single tile are not packed, so that each visit begins with a cache miss, and in a
+// backward for the values alone.
+constexpr int64_t kForwardEdges = 8, kKeptEdges = 12, kBackwardEdges = 16, kCutEdges = 32, kWeightsEdges = 40;
 // Tiles are the narrower the fewer edges an output has: what is loaded and stored once matters more, what is loaded for
 // each edge less, and a narrow tile stays in the caches beside the activations that stream past it.
 constexpr int64_t kManyEdges = 64, kSomeEdges = 8;
@@ -57,7 +58,19 @@ Tiling forward_tiling(const ProductSize& s) {
   return {std::max(vectors, std::min(2, s.max_vectors)), s.gathered};
 }
 
+// Without sums that wait between panels these may be as small as their visits allow.
+static Tiling weights_tiling(const ProductSize& s) {
+  const int vectors = vectors_for(s, std::min(4, s.max_vectors));
+  if (is_single(s, vectors)) return {vectors, s.gathered};
+  const int64_t second = caches().second, whole = second / feature_bytes(s, vectors);
+  for (const int64_t panel : {whole / 8, whole / 4, whole / 2})
+    if (pays(s, panel, kWeightsEdges)) return {vectors, panel};
+  if (s.gathered > whole && pays(s, whole / 2, kBackwardEdges)) return {vectors, whole / 2};
+  return {narrowed(s, vectors, second), s.gathered};
+}
+
 Tiling backward_tiling(const ProductSize& s) {
+  if (s.weights_only) return weights_tiling(s);
   const int vectors = vectors_for(s, s.max_vectors);
   if (is_single(s, vectors)) return {vectors, s.gathered};
   const int64_t second = caches().second, edges = s.edges / std::max<int64_t>(1, s.outputs);

@@ -25,6 +25,7 @@ struct ProductSize {
   int64_t tokens, gathered, outputs, edges;
   int lanes, max_vectors;
   int element_bytes;  // in a tile
+  bool weights_only = false;  // a backward without dx
 };
 
 Tiling forward_tiling(const ProductSize& size);

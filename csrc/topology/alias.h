@@ -44,9 +44,10 @@ class AliasTable {
     const unsigned __int128 product = static_cast<unsigned __int128>(random.next()) * cells_.size();
     const int64_t i = static_cast<int64_t>(product >> 64);
     const uint32_t fraction = static_cast<uint32_t>(static_cast<uint64_t>(product) >> 32);
-    // Either of two, without a branch that nothing could predict.
-    const int64_t choice[2] = {cells_[i].alias, i};
-    return choice[fraction < cells_[i].threshold];
+    const Cell cell = cells_[i];
+    // Either of two, without a branch that nothing could predict and without memory.
+    const int64_t own = -static_cast<int64_t>(fraction < cell.threshold);
+    return cell.alias ^ ((cell.alias ^ i) & own);
   }
 
  private:

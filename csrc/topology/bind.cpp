@@ -7,6 +7,7 @@
 
 #include "topology/candidates.h"
 #include "topology/keys.h"
+#include "topology/marks.h"
 #include "topology/replace.h"
 #include "topology/sample.h"
 #include "topology/select.h"
@@ -91,45 +92,49 @@ void bind_topology(py::module_& m) {
   });
   m.def(
       "first_present",
-      [](uintptr_t ccol, uintptr_t row, int64_t n_cols, uintptr_t grown_ccol, uintptr_t grown_row, uintptr_t places,
-         int64_t count, bool wide) {
+      [](uintptr_t ccol, uintptr_t row, int64_t n_cols, uintptr_t grown_ccol, uintptr_t grown_row, bool wide) {
         return unlocked([&] {
           return with_pointer_type(wide, [&](auto pointer) {
             using P = decltype(pointer);
-            const Grown<P> grown{at<P>(grown_ccol), at<int32_t>(grown_row), at<int64_t>(places), count};
-            return first_present(at<P>(ccol), at<int32_t>(row), n_cols, grown);
+            return first_present(Edges<P>{at<P>(ccol), at<int32_t>(row)}, n_cols,
+                                 Edges<P>{at<P>(grown_ccol), at<int32_t>(grown_row)});
           });
         });
       },
       "Number of the first grown edge that is in the matrix already, or -1.");
   m.def(
       "replace_edges",
-      [](uintptr_t ccol, uintptr_t row, int64_t n_rows, int64_t n_cols, uintptr_t pruned, uintptr_t grown_ccol,
-         uintptr_t grown_row, uintptr_t places, int64_t count, uintptr_t new_ccol, uintptr_t new_row, uintptr_t source,
-         bool wide) {
+      [](uintptr_t ccol, uintptr_t row, int64_t n_cols, uintptr_t pruned, uintptr_t candidate_ccol,
+         uintptr_t candidate_row, uintptr_t chosen, int64_t count, uintptr_t new_ccol, uintptr_t grown, bool wide) {
         unlocked([&] {
           with_pointer_type(wide, [&](auto pointer) {
             using P = decltype(pointer);
-            const Grown<P> grown{at<P>(grown_ccol), at<int32_t>(grown_row), at<int64_t>(places), count};
-            replace_edges(at<P>(ccol), at<int32_t>(row), n_rows, n_cols, at<int64_t>(pruned), grown, at<P>(new_ccol),
-                          at<int32_t>(new_row), at<P>(source));
+            replace_edges(at<P>(ccol), at<int32_t>(row), n_cols, at<uint64_t>(pruned),
+                          Edges<P>{at<P>(candidate_ccol), at<int32_t>(candidate_row)}, at<uint64_t>(chosen), count,
+                          at<P>(new_ccol), at<uint64_t>(grown));
           });
         });
       },
-      "Writes the arrays without the pruned slots and with the grown edges, and each slot's old slot or -1.");
+      "Takes the pruned edges out and puts `count` chosen candidates in; row in place. Marks the new edges in `grown`.");
   m.def(
       "move_values",
-      [](uintptr_t source, int64_t size, uintptr_t values, int bytes, bool wide) {
+      [](uintptr_t pruned, uintptr_t grown, int64_t size, uintptr_t values, int bytes) {
         unlocked([&] {
-          with_pointer_type(wide, [&](auto pointer) {
-            const auto* from = at<decltype(pointer)>(source);
-            if (bytes == 2) move_values(from, size, at<uint16_t>(values));
-            if (bytes == 4) move_values(from, size, at<uint32_t>(values));
-            if (bytes == 8) move_values(from, size, at<uint64_t>(values));
-          });
+          const auto move = [&](auto word) {
+            move_values(at<uint64_t>(pruned), at<uint64_t>(grown), size, at<decltype(word)>(values));
+          };
+          if (bytes == 2) move(uint16_t{});
+          if (bytes == 4) move(uint32_t{});
+          if (bytes == 8) move(uint64_t{});
         });
       },
-      "Moves values of 2, 4 or 8 bytes in place to where `source` says; zero where that is -1.");
+      "Moves values of 2, 4 or 8 bytes in place as replace_edges moved their edges; zero for new ones.");
+  m.def("mark_positions", [](uintptr_t positions, int64_t count, int64_t size, uintptr_t marks) {
+    unlocked([&] { mark_positions(at<int64_t>(positions), count, size, at<uint64_t>(marks)); });
+  });
+  m.def("marked_positions", [](uintptr_t marks, int64_t size, uintptr_t positions) {
+    unlocked([&] { marked_positions(at<uint64_t>(marks), size, at<int64_t>(positions)); });
+  });
   m.def(
       "pack_keys",
       [](uintptr_t rows, uintptr_t cols, int64_t count, int64_t n_rows, int64_t n_cols, uintptr_t keys) {
@@ -209,15 +214,15 @@ void bind_topology(py::module_& m) {
   });
   m.def(
       "select_by_magnitude",
-      [](uintptr_t values, int64_t size, int64_t k, bool largest, uintptr_t positions, bool is_double) {
+      [](uintptr_t values, int64_t size, int64_t k, bool largest, uintptr_t marks, bool is_double) {
         unlocked([&] {
           if (is_double)
-            select_by_magnitude(at<double>(values), size, k, largest, at<int64_t>(positions));
+            select_by_magnitude(at<double>(values), size, k, largest, at<uint64_t>(marks));
           else
-            select_by_magnitude(at<float>(values), size, k, largest, at<int64_t>(positions));
+            select_by_magnitude(at<float>(values), size, k, largest, at<uint64_t>(marks));
         });
       },
-      "Positions (int64, ascending) of the k largest or smallest absolute values.");
+      "Marks the k largest or smallest absolute values.");
 }
 
 }  // namespace sparsekern

@@ -104,6 +104,7 @@ class RowSet {
  public:
   explicit RowSet(int64_t rows) {
     int64_t words = (rows + 63) / 64;
+    bytes_.resize(words * 64);
     blocked_.resize(words);
     for (;; words = (words + 63) / 64) {
       levels_.emplace_back(words, 0);
@@ -112,13 +113,14 @@ class RowSet {
   }
 
   RowBits bits() const {
-    RowBits bits{static_cast<int>(levels_.size()), static_cast<int64_t>(blocked_.size()), {}, blocked_.data()};
+    RowBits bits{static_cast<int>(levels_.size()), static_cast<int64_t>(blocked_.size()), {}, blocked_.data(), bytes_.data()};
     for (size_t level = 0; level < levels_.size(); ++level) bits.level[level] = levels_[level].data();
     return bits;
   }
 
  private:
   mutable std::vector<uint64_t> blocked_;
+  mutable std::vector<uint8_t> bytes_;
   mutable std::vector<std::vector<uint64_t>> levels_;
 };
 
@@ -177,19 +179,19 @@ class CandidateDraw {
     parallel_tasks(tasks, [&](int64_t task) {
       const int64_t first = first_column(ccol, n_cols_, task, tasks), last = first_column(ccol, n_cols_, task + 1, tasks);
       const uint64_t* key = first_of(first);
+      int32_t* out = row + ccol[first];
       for (int64_t c = first; c < last; ++c) {
         const int32_t* from = rows_ + starts_[c];
         const int32_t* const end = from + sizes_[c];
         const uint64_t column = static_cast<uint64_t>(c) * n_rows_;
-        for (int64_t out = ccol[c]; out < ccol[c + 1]; ++out) {
-          const int64_t extra = key != rest_ + rest_count_ && *key - column < static_cast<uint64_t>(n_rows_)
-                                    ? static_cast<int64_t>(*key - column)
-                                    : n_rows_;
-          const bool takes_extra = from == end || extra < *from;
-          row[out] = takes_extra ? static_cast<int32_t>(extra) : *from;
-          from += !takes_extra;
-          key += takes_extra;
+        for (; key != rest_ + rest_count_ && *key - column < static_cast<uint64_t>(n_rows_); ++key) {
+          const auto extra = static_cast<int32_t>(*key - column);
+          const int32_t* behind = next_not_below(from, end, extra);
+          out = std::copy(from, behind, out);
+          *out++ = extra;
+          from = behind;
         }
+        out = std::copy(from, end, out);
       }
     });
   }
@@ -199,9 +201,12 @@ class CandidateDraw {
 
   // Looks first where the row would be if rows were evenly spread, then ever farther: a search by halves would wait for
   // memory at most of its steps.
+  int64_t likely_place(int64_t size, int32_t row) const {
+    return static_cast<int64_t>(static_cast<double>(row) * static_cast<double>(size) / n_rows_);
+  }
   bool has(const int32_t* rows, int64_t size, int32_t row) const {
     int64_t low = 0, high = size, step = 16;
-    const int64_t guess = static_cast<int64_t>(static_cast<double>(row) * static_cast<double>(size) / n_rows_);
+    const int64_t guess = likely_place(size, row);
     if (guess < size && rows[guess] < row) {
       low = guess + 1;
       for (; low + step < size && rows[low + step] < row; step *= 2) low += step + 1;
@@ -284,10 +289,18 @@ class CandidateDraw {
     const auto draw = [&](uint64_t* keys, int64_t size) {
       for (int64_t i = 0; i < size; ++i) keys[i] = weights_.draw_key(random);
     };
+    const auto ask_for = [&](uint64_t key) {
+      const int64_t c = key / n_rows_;
+      const int32_t r = static_cast<int32_t>(key % n_rows_);
+      __builtin_prefetch(row_ + ccol_[c] + likely_place(ccol_[c + 1] - ccol_[c], r));
+      __builtin_prefetch(rows_ + starts_[c] + likely_place(sizes_[c], r));
+    };
     const auto keep_new = [&](uint64_t* keys, int64_t size) {
+      constexpr int64_t kAhead = 8;
       std::vector<uint8_t> is_new(size);
       parallel_ranges(size, 1024, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
+          if (i + kAhead < end) ask_for(keys[i + kAhead]);
           const int64_t c = keys[i] / n_rows_;
           const int32_t r = static_cast<int32_t>(keys[i] % n_rows_);
           is_new[i] = !has(row_ + ccol_[c], ccol_[c + 1] - ccol_[c], r) & !has(rows_ + starts_[c], sizes_[c], r);

@@ -10,7 +10,7 @@ constexpr int64_t kDrawBlock = 64;
 
 // A set of rows as bits, and above them trees of bits: a word of 64 bits has a bit above it that says whether it has any.
 // Taking a few rows back then takes time by what they are; where they are many, the words are read one after the other.
-// All bits are 0 before and after a kernel runs.
+// Sets of many rows are bytes: one is set without reading it. All bits are 0 before and after a kernel runs.
 struct RowBits {
   static constexpr int kMaxLevels = 6;
 
@@ -18,6 +18,7 @@ struct RowBits {
   int64_t words;                  // on the lowest level
   uint64_t* level[kMaxLevels];
   uint64_t* blocked;              // (words,)
+  uint8_t* bytes;                 // (64 * words,)
 };
 
 // Up to kDrawBlock columns: rows that were drawn for each, in any order and with repeats.
@@ -31,32 +32,34 @@ struct SiftTask {
   RowBits bits;
 };
 
-// A column's kept edges, for as long as it is worked on.
-template <class P>
-struct MergeMemory {
-  static constexpr int64_t kPadding = 16;
+// Marks: a bit for each of a row of values, in words of 64, the first in the lowest bit; bits past the last are 0.
+constexpr int64_t kMarksPerWord = 64;
+// Memory of squeezed values ends with so many more that may be read.
+constexpr int64_t kMovePadding = 16;
 
-  int32_t* rows;  // (rows + 2 * kPadding,), as the next
-  P* slots;
+template <class Word>
+struct MoveKernels {
+  // Writes the values in [begin, end) that are marked, or not marked, one after another, and nothing past `out_end`.
+  void (*squeeze)(const Word* values, const uint64_t* marks, bool marked, int64_t begin, int64_t end, Word* out,
+                  const Word* out_end);
+  // The reverse: values in [begin, end) are the next of `grown`, or zero where that is null, where they are marked, and the
+  // next of `kept` where not. `begin` is a multiple of kMarksPerWord.
+  void (*spread)(const Word* kept, const Word* grown, const uint64_t* marks, int64_t begin, int64_t end, Word* values);
 };
 
-// Columns [first, last) of a CSC pair that lose the edges at the slots `pruned` and get those at the ascending `places` of
-// another. `count` edges go and come in all; the first of each in these columns is known, and where they are written.
+// Columns [first, last) of a CSC pair that loses the edges marked in `pruned` and gets those marked in `chosen` of another.
+// Both are known row by row, squeezed; the first of each in these columns is known.
 template <class P>
-struct MergeTask {
+struct PlaceTask {
   const P* ccol;
-  const int32_t* row;
-  int64_t nnz, first, last;
-  const int64_t* pruned;
+  const uint64_t* pruned;
   const P* grown_ccol;
-  const int32_t* grown_row;
-  const int64_t* places;
-  int64_t count, pruned_begin, grown_begin;
+  const uint64_t* chosen;
+  const int32_t* kept_rows;
+  const int32_t* grown_rows;
+  int64_t first, last, kept_begin, grown_begin;
   P* new_ccol;
-  int32_t* new_row;
-  P* source;  // each edge's old slot, -1 where it is new
-  int64_t out_begin, out_end;
-  MergeMemory<P> memory;
+  uint64_t* grown;  // marks are added: the new edges' slots
 };
 
 // Keys of magnitudes (magnitude.h), flipped where the largest come first: those from `low` to `high`.
@@ -69,15 +72,20 @@ template <class T, class Key>
 struct SelectKernels {
   // Writes the keys of the range in their order and returns their end; how many keys lie below the range goes to `below`.
   Key* (*keys_between)(const T* values, int64_t size, const KeyRange<Key>& range, int64_t* below, Key* out);
-  // Writes the positions in [begin, end) of the keys below `last`, and of the first `ties` equal to it.
-  void (*positions_up_to)(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, int64_t* out);
+  // Marks the keys in [begin, end) that are below `last`, and the first `ties` equal to it; `begin` is a multiple of
+  // kMarksPerWord.
+  void (*mark_up_to)(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, uint64_t* marks);
 };
 
 struct TopologyKernels {
   SelectKernels<float, uint32_t> select_f32;
   SelectKernels<double, uint64_t> select_f64;
-  void (*merge_i32)(const MergeTask<int32_t>& task);
-  void (*merge_i64)(const MergeTask<int64_t>& task);
+  int64_t (*count_marks)(const uint64_t* marks, int64_t begin, int64_t end);
+  MoveKernels<uint16_t> move_16;
+  MoveKernels<uint32_t> move_32;
+  MoveKernels<uint64_t> move_64;
+  void (*place_i32)(const PlaceTask<int32_t>& task);
+  void (*place_i64)(const PlaceTask<int64_t>& task);
   // Sorts the drawn rows of each column and leaves out repeats and those of its edges, in place.
   void (*sift)(const SiftTask& task);
 };

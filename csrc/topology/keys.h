@@ -7,22 +7,12 @@
 #include <utility>
 
 #include "scratch.h"
+#include "search.h"
 
 namespace sparsekern {
 
 // Blocks of the calling thread's scratch that topology uses.
 enum ScratchSlot : size_t { kSortSlot, kFreshSlot, kLeftOutSlot, kDrawnSlot, kRedrawnSlot, kKeysSlot };
-
-// As std::lower_bound, of which the processor predicts no step: here none is a branch.
-template <class T>
-const T* first_not_below(const T* begin, int64_t size, T value) {
-  while (size > 1) {
-    const int64_t half = size / 2;
-    begin += begin[half - 1] < value ? half : 0;
-    size -= half;
-  }
-  return begin + (size == 1 && *begin < value);
-}
 
 // Sorts keys that are all below `bound`: least significant digit first, one pass for each digit that `bound` needs,
 // so the time grows linearly with the count.

@@ -44,35 +44,33 @@ Key* keys_between(const T* values, int64_t size, const KeyRange<Key>& range, int
 }
 
 template <class T, class Key>
-void positions_up_to(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, int64_t* out) {
+void mark_up_to(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, uint64_t* marks) {
   int64_t i = begin;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     const __m512i last_all = _mm512_set1_epi32(static_cast<int>(last));
-    const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-    for (; i + 16 <= end; i += 16) {
-      const __m512i keys = magnitude_keys(values + i, flip);
-      uint16_t taken = _mm512_cmplt_epu32_mask(keys, last_all);
-      for (uint16_t equal = _mm512_cmpeq_epu32_mask(keys, last_all); equal && ties > 0; --ties) {
-        taken |= equal & -equal;
-        equal &= equal - 1;
-      }
+    for (; i + 64 <= end; i += 64) {
+      uint64_t taken = 0, equal = 0;
       SK_UNROLL
-      for (int half = 0; half < 2; ++half, taken >>= 8) {
-        const uint8_t here = static_cast<uint8_t>(taken);
-        const int count = __builtin_popcount(here);
-        const __m512i places = _mm512_add_epi64(_mm512_set1_epi64(i + 8 * half), lanes);
-        _mm512_mask_storeu_epi64(out, static_cast<uint8_t>((1u << count) - 1), _mm512_maskz_compress_epi64(here, places));
-        out += count;
+      for (int part = 0; part < 4; ++part) {
+        const __m512i keys = magnitude_keys(values + i + 16 * part, flip);
+        taken |= uint64_t{_mm512_cmplt_epu32_mask(keys, last_all)} << 16 * part;
+        equal |= uint64_t{_mm512_cmpeq_epu32_mask(keys, last_all)} << 16 * part;
       }
+      for (; equal && ties > 0; equal &= equal - 1, --ties) taken |= equal & -equal;
+      marks[i / 64] = taken;
     }
   }
 #endif
-  for (; i < end; ++i) {
-    const Key key = magnitude_key(values[i]) ^ flip;
-    const bool tied = key == last && ties > 0;
-    if (key < last || tied) *out++ = i;
-    ties -= tied;
+  for (; i < end; i += 64) {
+    uint64_t taken = 0;
+    for (int64_t j = 0; j < 64 && i + j < end; ++j) {
+      const Key key = magnitude_key(values[i + j]) ^ flip;
+      const bool tied = key == last && ties > 0;
+      ties -= tied;
+      taken |= static_cast<uint64_t>(key < last || tied) << j;
+    }
+    marks[i / 64] = taken;
   }
 }
 

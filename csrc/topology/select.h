@@ -11,6 +11,7 @@
 #include "parallel.h"
 #include "topology/keys.h"
 #include "topology/magnitude.h"
+#include "topology/marks.h"
 
 namespace sparsekern {
 
@@ -33,12 +34,16 @@ KeyRange<Key> probable_range(const T* values, int64_t size, int64_t k, Key flip)
   return {flip, low < 0 ? Key{0} : sample[low], high >= count ? ~Key{0} : sample[high]};
 }
 
-// Writes the k positions, ascending; 0 <= k <= size. Time O(size): a pass over the values leaves those in a narrow range
-// around the k-th to be partitioned.
+// Marks the k of them; 0 <= k <= size. Time O(size): a pass over the values leaves those in a narrow range around the k-th
+// to be partitioned.
 template <class T>
-void select_by_magnitude(const T* values, int64_t size, int64_t k, bool largest, int64_t* positions) {
+void select_by_magnitude(const T* values, int64_t size, int64_t k, bool largest, uint64_t* marks) {
   using Key = decltype(magnitude_key(T{}));
-  if (k == 0) return;
+  const int64_t words = words_of(size);
+  if (k == 0) {
+    std::fill(marks, marks + words, uint64_t{0});
+    return;
+  }
   const auto& kernels = select_kernels(T{});
   const Key flip = largest ? ~Key{0} : Key{0};  // the wanted ones have the smallest keys
   const int64_t tasks = std::max<int64_t>(1, std::min(num_threads(), size / kSelectGrain));
@@ -46,12 +51,12 @@ void select_by_magnitude(const T* values, int64_t size, int64_t k, bool largest,
     int64_t below;  // of its keys, those below the range
     Key* begin;     // its keys in the range
     Key* end;
-    int64_t first;  // of its positions
     int64_t ties;   // keys equal to the k-th that it may take
   };
   std::vector<Part> parts(tasks);
   const auto each = [&](const auto& body) {
-    parallel_tasks(tasks, [&](int64_t t) { body(parts[t], size * t / tasks, size * (t + 1) / tasks); });
+    const auto begin = [&](int64_t t) { return std::min(size, words * t / tasks * kMarksPerWord); };
+    parallel_tasks(tasks, [&](int64_t t) { body(parts[t], begin(t), begin(t + 1)); });
   };
 
   Key* in_range = Scratch::of_this_thread().get<Key>(kSortSlot, size);
@@ -77,20 +82,14 @@ void select_by_magnitude(const T* values, int64_t size, int64_t k, bool largest,
   for (const Part& part : parts) sorted.insert(sorted.end(), part.begin, part.end);
   std::nth_element(sorted.begin(), sorted.begin() + (k - below - 1), sorted.end());
   const Key last = sorted[k - below - 1];
-  int64_t place = 0;  // of a part's first key below `last`, the ties not counted
+  int64_t ties = k - below;
+  for (const Key key : sorted) ties -= key < last;
   for (Part& part : parts) {
-    part.first = place;
-    place += part.below + std::count_if(part.begin, part.end, [&](Key key) { return key < last; });
-  }
-  const int64_t ties = k - place;
-  int64_t taken = 0;  // of the ties, by the parts so far
-  for (Part& part : parts) {
-    part.first += taken;
-    part.ties = std::min<int64_t>(std::count(part.begin, part.end, last), ties - taken);
-    taken += part.ties;
+    part.ties = std::min<int64_t>(std::count(part.begin, part.end, last), ties);
+    ties -= part.ties;
   }
   each([&](const Part& part, int64_t begin, int64_t end) {
-    kernels.positions_up_to(values, begin, end, flip, last, part.ties, positions + part.first);
+    kernels.mark_up_to(values, begin, end, flip, last, part.ties, marks);
   });
 }
 

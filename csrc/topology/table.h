@@ -1,7 +1,7 @@
 // The topology kernels of one instruction set.
 #pragma once
 
-#include "topology/merge.h"
+#include "topology/move.h"
 #include "topology/pick.h"
 #include "topology/sift.h"
 
@@ -9,10 +9,14 @@ namespace sparsekern {
 namespace SK_ISA {
 
 constexpr TopologyKernels topology_kernels() {
-  return {{keys_between<float, uint32_t>, positions_up_to<float, uint32_t>},
-          {keys_between<double, uint64_t>, positions_up_to<double, uint64_t>},
-          merge_columns<int32_t>,
-          merge_columns<int64_t>,
+  return {{keys_between<float, uint32_t>, mark_up_to<float, uint32_t>},
+          {keys_between<double, uint64_t>, mark_up_to<double, uint64_t>},
+          count_marks,
+          {squeeze<uint16_t>, spread<uint16_t>},
+          {squeeze<uint32_t>, spread<uint32_t>},
+          {squeeze<uint64_t>, spread<uint64_t>},
+          place_grown<int32_t>,
+          place_grown<int64_t>,
           sift};
 }
 

@@ -40,6 +40,54 @@ class WideEdge {
   int64_t slot_;
 };
 
+// The transposition where a block of rows has several edges of each column: block after block, each column goes on where
+// it stopped. A block is put together in memory that stays in cache, for its rows are as many streams of writes.
+template <class P>
+void transpose_by_blocks(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols, int64_t tasks,
+                         int64_t block_rows, P* crow, int32_t* col, P* permutation) {
+  constexpr int64_t kAhead = 8;  // columns
+  std::vector<P> counts(tasks * n_rows, 0);
+  parallel_tasks(tasks, [&](int64_t task) {
+    P* count = counts.data() + task * n_rows;
+    const int64_t end = ccol[first_column(ccol, n_cols, task + 1, tasks)];
+    for (int64_t k = ccol[first_column(ccol, n_cols, task, tasks)]; k < end; ++k) ++count[row[k]];
+  });
+  P total = 0;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    crow[r] = total;
+    for (int64_t task = 0; task < tasks; ++task) total += counts[task * n_rows + r];
+  }
+  const int64_t blocks = (n_rows + block_rows - 1) / block_rows;
+  parallel_ranges(blocks, std::max<int64_t>(1, blocks / tasks), [&](int64_t first, int64_t last) {
+    std::vector<P> next(ccol, ccol + n_cols);
+    if (first > 0)
+      for (int64_t c = 0; c < n_cols; ++c)
+        next[c] = static_cast<P>(
+            first_not_below(row + ccol[c], ccol[c + 1] - ccol[c], static_cast<int32_t>(first * block_rows)) - row);
+    std::vector<P> places(block_rows), slots;
+    std::vector<int32_t> cols;
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t begin = b * block_rows, end = std::min(n_rows, begin + block_rows);
+      const P start = crow[begin], stop = crow[end];
+      for (int64_t r = begin; r < end; ++r) places[r - begin] = crow[r] - start;
+      slots.resize(std::max<size_t>(slots.size(), stop - start));
+      cols.resize(slots.size());
+      for (int64_t c = 0; c < n_cols; ++c) {
+        if (c + kAhead < n_cols) __builtin_prefetch(row + next[c + kAhead]);
+        int64_t k = next[c];
+        for (const int64_t column_end = ccol[c + 1]; k < column_end && row[k] < end; ++k) {
+          const P place = places[row[k] - begin]++;
+          cols[place] = static_cast<int32_t>(c);
+          slots[place] = static_cast<P>(k);
+        }
+        next[c] = static_cast<P>(k);
+      }
+      std::copy_n(cols.begin(), stop - start, col + start);
+      std::copy_n(slots.begin(), stop - start, permutation + start);
+    }
+  });
+}
+
 // A stable counting sort by row, so columns come out ascending within each row. Where there are many edges or rows, edges
 // are first dealt to blocks of rows, and then each block is sorted by itself, in cache. Each task deals a contiguous part
 // of the columns. The result does not depend on the number of threads.
@@ -84,6 +132,11 @@ void transpose(const P* ccol, const int32_t* row, int64_t n_rows, int64_t n_cols
     });
     return;
   }
+
+  constexpr int64_t kBlockRows = 128, kMostBlockRows = 512, kLongRun = 6;
+  for (int64_t rows = kBlockRows; rows <= kMostBlockRows; rows *= 2)
+    if (nnz / kLongRun * rows >= n_rows * n_cols)
+      return transpose_by_blocks(ccol, row, n_rows, n_cols, tasks, rows, crow, col, permutation);
 
   int shift = kSmallBlock;
   while (n_rows >> shift >= kMostBlocks) ++shift;

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from sparsekern.growth.edges import Move, move_parameter
 from sparsekern.growth.layers import find_sparse_layers
 from sparsekern.growth.schedule import cosine_share
-from sparsekern.growth.select import all_finite, select_by_magnitude
+from sparsekern.growth.select import all_finite, mark_by_magnitude
+from sparsekern.marks import mark_positions
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed
 
@@ -349,16 +350,16 @@ class Growth:
     def _replace(self, name: str, candidates: Pattern, scores: Tensor | None, count: int) -> None:
         layer = self.layers[name]
         if scores is not None and count < candidates.nnz:
-            chosen = select_by_magnitude(scores, count, largest=True).cpu()
+            chosen = mark_by_magnitude(scores, count, largest=True)
         else:
-            chosen = torch.arange(count, device="cpu")
-        pruned = select_by_magnitude(layer.weight.detach(), count, largest=False).cpu()
+            chosen = mark_positions(torch.arange(count, device="cpu"), candidates.nnz)
+        pruned = mark_by_magnitude(layer.weight.detach(), count, largest=False)
         followers = [layers[name] for layers in self.followers]
         if not all(follower.pattern.equal(layer.pattern) for follower in followers):
             raise ValueError(f"a follower's layer {name!r} has other edges than the model's; expected the same")
         pattern = layer.pattern
         pattern.ensure_valid()
-        move = Move(pattern.exchange(pruned, candidates, chosen))
+        move = Move(pruned, pattern.exchange(pruned, candidates, chosen, count), pattern.nnz)
         move_parameter(move, layer.weight, self.optimizer)
         for follower in followers:
             follower.pattern.copy_(layer.pattern)

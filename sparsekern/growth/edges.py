@@ -7,33 +7,33 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsekern import _C
+from sparsekern.marks import sources
 
 
 class Move:
-    """Where each slot's value comes from after a replacement of edges.
+    """Where each slot's value comes from after an exchange of edges.
 
     Args:
-        source: (nnz,) int32 or int64, from ``Pattern.exchange``: each slot's old slot, -1 for a grown edge.
+        pruned: marks (see ``sparsekern.marks``) of the slots whose edges went.
+        grown: marks of the slots that new edges have now, from ``Pattern.exchange``.
+        size: number of slots.
     """
 
-    def __init__(self, source: Tensor) -> None:
-        self._source = source
+    def __init__(self, pruned: Tensor, grown: Tensor, size: int) -> None:
+        self._pruned = pruned
+        self._grown = grown
+        self._size = size
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> None:
-        """Moves ``values`` (nnz,) in place: kept edges keep theirs, grown edges get 0."""
-        source = self._source
-        if (
-            values.device.type == source.device.type == "cpu"
-            and values.is_contiguous()
-            and values.itemsize in (2, 4, 8)
-        ):
+        """Moves ``values`` (size,) in place: kept edges keep theirs, grown edges get 0."""
+        if values.device.type == "cpu" and values.is_contiguous() and values.itemsize in (2, 4, 8):
             _C.move_values(
-                source.data_ptr(), source.numel(), values.data_ptr(), values.itemsize, source.dtype == torch.int64
+                self._pruned.data_ptr(), self._grown.data_ptr(), self._size, values.data_ptr(), values.itemsize
             )
             torch.autograd.graph.increment_version(values)
         else:
-            source = source.to(values.device)
+            source = sources(self._pruned, self._grown, self._size).to(values.device)
             values.copy_(values.detach().index_select(0, source.clamp(min=0)).masked_fill_(source < 0, 0))
 
 

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.marks import marked_positions, new_marks
 
 
-def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
-    """Positions of the ``count`` largest or smallest absolute values, ascending; ties by the lower position.
+def mark_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
+    """Marks (see ``sparsekern.marks``) of the ``count`` largest or smallest absolute values.
 
-    Time is O(size). A NaN counts as smaller than any number.
+    Of equal ones the lower position is taken. Time is O(size). A NaN counts as smaller than any number.
 
     Args:
         values: (size,) of any floating dtype.
@@ -18,9 +19,15 @@ def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
     """
     wide = values.dtype == torch.float64
     values_on_cpu = values.to(device="cpu", dtype=torch.float64 if wide else torch.float32).contiguous()
-    positions = torch.empty(count, dtype=torch.int64, device="cpu")
-    _C.select_by_magnitude(values_on_cpu.data_ptr(), values.numel(), count, largest, positions.data_ptr(), wide)
-    return positions.to(values.device)
+    marks = new_marks(values.numel())
+    _C.select_by_magnitude(values_on_cpu.data_ptr(), values.numel(), count, largest, marks.data_ptr(), wide)
+    return marks
+
+
+def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
+    """The positions that :func:`mark_by_magnitude` marks, ascending."""
+    marks = mark_by_magnitude(values, count, largest=largest)
+    return marked_positions(marks, values.numel(), count).to(values.device)
 
 
 def all_finite(values: Tensor) -> bool:
