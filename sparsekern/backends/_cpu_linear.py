@@ -73,12 +73,12 @@ def linear(
 
 
 def linear_direct(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor | None:
-    """The product, of arguments that nobody has checked; None where they are not what the kernel can take as they are.
+    """The product of x (..., in), of arguments that nobody has checked.
 
-    The topology is one that :func:`linear` has multiplied with, and unchanged since.
+    None where they are not what the kernel can take as they are, where a gradient is wanted or somebody would see an
+    operator. The topology is one that :func:`linear` has multiplied with, and unchanged since.
     """
-    known = _topologies.unchecked(topology[-1])
-    return None if known is None else _C.linear_direct(*known, x, w, bias, *topology)
+    return _C.linear_direct(_topologies.entries, x, w, bias, *topology)
 
 
 def _backward(
