@@ -26,10 +26,11 @@ class LinearPlan {
 
   // For few tokens whose values are kept: at most a vector of them, or more.
   Kept few(const StoredEdges& edges, Visit visit, FewTokens tokens) { return find(few_[tokens], edges, visit); }
-  // And for one.
-  std::shared_ptr<const TokenSlices> slices(const StoredEdges& edges) {
+  // And for one; edges() are asked for where there is none yet.
+  template <class Edges>
+  std::shared_ptr<const TokenSlices> slices(const Edges& edges) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!slices_) slices_ = std::make_shared<TokenSlices>(edges);
+    if (!slices_) slices_ = std::make_shared<TokenSlices>(edges());
     return slices_;
   }
 
