@@ -149,8 +149,9 @@ struct Forward {
 
   // One token.
   bool by_slices() const {
+    const int64_t threads = t.nnz < kTokenGrain ? 1 : num_threads();
     return with_kept(
-        kOneToken, kTokenPatience, kSliceRows, [&] { return t.plan->slices([&] { return stored_rows(); }); },
+        kOneToken, kTokenPatience, kSliceRows, [&] { return t.plan->slices([&] { return stored_rows(); }, threads); },
         [&](const TokenSlices& slices, A* out) {
           slices.read(stored_rows(), out, [&](const Runs& runs, A* to) { reader().read(runs, to); });
         },
@@ -159,11 +160,9 @@ struct Forward {
           const A* x_wide = widened({x.dtype, x.data}, t.columns, kTile);
           A* sums = token_sums();
           const TokenSliceOrder order = slices.order();
-          const int64_t tasks = t.nnz < kTokenGrain ? 1 : num_threads();
-          parallel_tasks(tasks, [&](int64_t task) {
-            digest.run(task, tasks);
-            const int64_t begin = slices.begin_of(task, tasks), end = slices.begin_of(task + 1, tasks);
-            k.forward_token({order, values, wide_bias, x_wide, sums, begin, end});
+          parallel_tasks(threads, [&](int64_t task) {
+            digest.run(task, threads);
+            k.forward_token({order, values, wide_bias, x_wide, sums, slices.begin_of(task), slices.begin_of(task + 1)});
           });
           finish_token(sums, 0, t.rows);
         });

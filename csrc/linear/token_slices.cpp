@@ -3,12 +3,22 @@
 #include <algorithm>
 #include <numeric>
 
+#include "linear/tiling.h"
+
 namespace sparsekern {
 
-TokenSlices::TokenSlices(const StoredEdges& edges) : rows_(edges.outputs), order_(edges.outputs), rank_(edges.outputs) {
+TokenSlices::TokenSlices(const StoredEdges& edges, int64_t parts)
+    : rows_(edges.outputs), order_(edges.outputs), rank_(edges.outputs) {
   std::iota(order_.begin(), order_.end(), 0);
-  std::stable_sort(order_.begin(), order_.end(),
-                   [&](int32_t a, int32_t b) { return count(edges, a) > count(edges, b); });
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = balanced_begin(edges.pointers, rows_, part, parts);
+    const int64_t end = balanced_begin(edges.pointers, rows_, part + 1, parts);
+    static_assert(kLinearBlock % kSliceRows == 0, "parts begin with slices");
+    begins_.push_back(begin / kSliceRows);
+    std::stable_sort(order_.begin() + begin, order_.begin() + end,
+                     [&](int32_t a, int32_t b) { return count(edges, a) > count(edges, b); });
+  }
+  begins_.push_back((rows_ + kSliceRows - 1) / kSliceRows);
   places_.push_back(0);
   rests_.push_back(0);
   for (int64_t first = 0; first < rows_; first += kSliceRows) {
@@ -27,19 +37,6 @@ TokenSlices::TokenSlices(const StoredEdges& edges) : rows_(edges.outputs), order
   }
   if (edges.gathered <= int64_t{1} << 16) read_indices(edges, narrow_);
   else read_indices(edges, wide_);
-}
-
-int64_t TokenSlices::begin_of(int64_t part, int64_t parts) const {
-  const int64_t slices = static_cast<int64_t>(common_.size());
-  // Slices without edges take time as well.
-  const auto cost = [&](int64_t slice) { return places_[slice] + kSliceRows * slice; };
-  int64_t low = 0, high = slices;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (cost(middle) * parts < cost(slices) * part) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 template <class I>

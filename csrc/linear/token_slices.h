@@ -9,12 +9,12 @@
 
 namespace sparsekern {
 
-// Rows from the one with the most edges to the one with the fewest, kSliceRows at a time, side by side: first each row's
-// first edge, then, of those that have one, each row's second, and so on. A vector of values so goes with one of sums, and a
-// row's sum is made in the order of its edges.
+// Within each thread's part of the rows, from the row with the most edges to the one with the fewest, kSliceRows at a time, side
+// by side: first each row's first edge, then, of those that have one, each row's second, and so on. A vector of values so goes
+// with one of sums, and a row's sum is made in the order of its edges. Two threads never write near each other.
 class TokenSlices {
  public:
-  explicit TokenSlices(const StoredEdges& edges);
+  TokenSlices(const StoredEdges& edges, int64_t parts);
   TokenSlices(const TokenSlices&) = delete;
 
   TokenSliceOrder order() const {
@@ -25,8 +25,9 @@ class TokenSlices {
   // Elements of what lies in slices: whole vectors are read, and the last one ends after the last edge.
   int64_t size() const { return places_.back() + kSliceRows; }
 
-  // Where part `part` of `parts` begins, when slices are dealt out by their edges.
-  int64_t begin_of(int64_t part, int64_t parts) const;
+  int64_t parts() const { return static_cast<int64_t>(begins_.size()) - 1; }
+  // The first slice of a part; of part `parts()`, the end.
+  int64_t begin_of(int64_t part) const { return begins_[part]; }
 
   // Fills `out` (size(),) with the slices' values. read(runs, to) reads the runs of some rows, in the order of the rows: edges
   // of near rows lie near each other where they are stored.
@@ -67,7 +68,8 @@ class TokenSlices {
   void read_indices(const StoredEdges& edges, PagedVector<I>& out);
 
   int64_t rows_;
-  std::vector<int32_t> order_;    // (rows,): the rows by their number of edges
+  std::vector<int64_t> begins_;   // (parts + 1,): where each part's slices begin
+  std::vector<int32_t> order_;    // (rows,): the rows as they are visited
   std::vector<int32_t> rank_;     // (rows,): where each row is in that order
   std::vector<int64_t> places_;   // (slices + 1,): where each slice's edges begin
   std::vector<int32_t> common_;   // (slices,): steps that all rows take; 0 in an incomplete slice

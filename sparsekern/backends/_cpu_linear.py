@@ -1,5 +1,7 @@
 """Calls the C++ linear kernels. Arguments were checked by the operators; outputs are allocated here."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,13 +74,10 @@ def linear(
     return y
 
 
-def linear_direct(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor | None:
-    """The product of x (..., in), of arguments that nobody has checked.
-
-    None where they are not what the kernel can take as they are, where a gradient is wanted or somebody would see an
-    operator. The topology is one that :func:`linear` has multiplied with, and unchanged since.
-    """
-    return _C.linear_direct(_topologies.entries, x, w, bias, *topology)
+# linear_direct(x, w, bias, *topology): the product of x (..., in), of arguments that nobody has checked. None where they are
+# not what the kernel can take as they are, where a gradient is wanted, or where somebody would see an operator (not
+# torch.compile's tracer: for that one it is not to be called at all). The topology is one that `linear` has multiplied with.
+linear_direct: Callable[..., Tensor | None] = partial(_C.linear_direct, _topologies.entries)
 
 
 def _backward(

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from sparsekern.backends import cpu
 from sparsekern.nn.layer import SparseLayer, dense_pattern
 from sparsekern.ops import functional
-from sparsekern.ops.direct import linear_or_none
 from sparsekern.pattern import Pattern
 
 
@@ -76,16 +77,18 @@ class SparseLinear(SparseLayer):
             weight, bias = parameters["weight"], parameters["bias"]
         else:
             weight, bias = self.weight, self.bias
-        y = linear_or_none(
-            input,
-            weight,
-            bias,
-            buffers["ccol_indices"],
-            buffers["row_indices"],
-            buffers["crow_indices"],
-            buffers["col_indices"],
-            buffers["permutation"],
-        )
+        y = None
+        if not is_compiling():
+            y = cpu.linear_direct(
+                input,
+                weight,
+                bias,
+                buffers["ccol_indices"],
+                buffers["row_indices"],
+                buffers["crow_indices"],
+                buffers["col_indices"],
+                buffers["permutation"],
+            )
         if y is None:
             y = functional.linear_checked(input, weight, self.pattern, bias)
         return y if self.watcher is None else self._watched(input, y)

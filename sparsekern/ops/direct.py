@@ -51,10 +51,5 @@ conv2d_weight_grad = _operator("conv2d_weight_grad")
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor:
     """``torch.ops.sparsekern.linear`` of matrices, its checks and errors included; without gradients."""
-    y = linear_or_none(x, w, bias, *topology)
+    y = None if torch.compiler.is_compiling() else cpu.linear_direct(x, w, bias, *topology)
     return torch.ops.sparsekern.linear.default(x, w, bias, *topology) if y is None else y
-
-
-def linear_or_none(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor | None:
-    """The product of x (..., in), where no gradient is wanted, nobody would see an operator and nothing needs a check."""
-    return None if torch.compiler.is_compiling() else cpu.linear_direct(x, w, bias, *topology)
