@@ -137,7 +137,8 @@ py::object direct_product(py::handle known, py::handle x, py::handle w, py::hand
   const Torch& torch = Torch::get();
   const auto grad = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.is_grad_enabled));
   if (!grad) throw py::error_already_set();
-  if (grad.ptr() != Py_False && (wants_grad(torch, w) || wants_grad(torch, x) || wants_grad(torch, bias))) return py::none();
+  if (grad.ptr() != Py_False && (wants_grad(torch, w) || wants_grad(torch, x) || wants_grad(torch, bias)))
+    return py::none();
   const auto key = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(tensors[count - 1]));
   PyObject* entry = PyDict_GetItemWithError(known.ptr(), key.ptr());
   if (!entry) return py::none();
@@ -165,8 +166,8 @@ py::object direct_product(py::handle known, py::handle x, py::handle w, py::hand
   // Another thread may make the tables forget this topology while the interpreter is free.
   const auto held = py::reinterpret_borrow<py::object>(entry);
   const py::gil_scoped_release release;
-  linear_forward(t, tokens, {dtype, input.view.data, t.columns}, {static_cast<DType>(values.dtype), values.view.data, version},
-                 offset, {dtype, result.data, t.rows});
+  linear_forward(t, tokens, {dtype, input.view.data, t.columns},
+                 {static_cast<DType>(values.dtype), values.view.data, version}, offset, {dtype, result.data, t.rows});
   return y;
 }
 

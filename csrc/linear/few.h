@@ -186,8 +186,8 @@ SK_INLINE Lanes<A, 4> gather_quad(const A* x, const uint16_t* c) {
 // How far ahead of their use the values and columns of slices are asked for, in steps of a slice.
 constexpr int64_t kPrefetchSteps = 32;
 
-// A slice of one token's product: `count` rows side by side. Elements of x are put together by loads, which are faster than
-// gathers.
+// A slice of one token's product: `count` rows side by side. Elements of x are put together by loads, which are faster
+// than gathers.
 template <class A, class I>
 SK_INLINE void forward_slice(const LinearTokenTask<A>& t, const I* columns, int64_t slice, int count) {
   constexpr int kQuad = 4, kQuads = kSliceRows / kQuad;

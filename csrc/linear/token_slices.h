@@ -9,9 +9,10 @@
 
 namespace sparsekern {
 
-// Within each thread's part of the rows, from the row with the most edges to the one with the fewest, kSliceRows at a time, side
-// by side: first each row's first edge, then, of those that have one, each row's second, and so on. A vector of values so goes
-// with one of sums, and a row's sum is made in the order of its edges. Two threads never write near each other.
+// Within each thread's part of the rows, from the row with the most edges to the one with the fewest, kSliceRows at a
+// time, side by side: first each row's first edge, then, of those that have one, each row's second, and so on. A vector
+// of values so goes with one of sums, and a row's sum is made in the order of its edges. Threads write to lines of their
+// own: sorted over all rows, they would take them from each other.
 class TokenSlices {
  public:
   TokenSlices(const StoredEdges& edges, int64_t parts);
@@ -29,8 +30,8 @@ class TokenSlices {
   // The first slice of a part; of part `parts()`, the end.
   int64_t begin_of(int64_t part) const { return begins_[part]; }
 
-  // Fills `out` (size(),) with the slices' values. read(runs, to) reads the runs of some rows, in the order of the rows: edges
-  // of near rows lie near each other where they are stored.
+  // Fills `out` (size(),) with the slices' values. read(runs, to) reads the runs of some rows, in the order of the rows:
+  // edges of near rows lie near each other where they are stored.
   template <class A, class Read>
   void read(const StoredEdges& edges, A* out, const Read& read) const {
     std::fill_n(out + places_.back(), kSliceRows, A{0});

@@ -74,9 +74,10 @@ def linear(
     return y
 
 
-# linear_direct(x, w, bias, *topology): the product of x (..., in), of arguments that nobody has checked. None where they are
-# not what the kernel can take as they are, where a gradient is wanted, or where somebody would see an operator (not
-# torch.compile's tracer: for that one it is not to be called at all). The topology is one that `linear` has multiplied with.
+# linear_direct(x, w, bias, *topology): the product of x (..., in), of arguments that nobody has checked. None where
+# they are not what the kernel can take as they are, where a gradient is wanted, or where somebody would see an operator
+# (not torch.compile's tracer: under that one it is not to be called at all). The topology is one that `linear` has
+# multiplied with, and unchanged since.
 linear_direct: Callable[..., Tensor | None] = partial(_C.linear_direct, _topologies.entries)
 
 
