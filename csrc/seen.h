@@ -35,7 +35,7 @@ inline void* address_of(pybind11::handle tensor) {
 }
 
 // Which tensors, torch's count of writes to each, where their data lies and how much it is.
-class Seen {
+class [[gnu::visibility("hidden")]] Seen {
  public:
   explicit Seen(const pybind11::args& tensors) {
     for (const pybind11::handle tensor : tensors)

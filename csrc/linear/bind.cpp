@@ -140,10 +140,11 @@ py::object direct_product(py::handle known, py::handle x, py::handle w, py::hand
   if (grad.ptr() != Py_False && (wants_grad(torch, w) || wants_grad(torch, x) || wants_grad(torch, bias)))
     return py::none();
   const auto key = py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(tensors[count - 1]));
-  PyObject* entry = PyDict_GetItemWithError(known.ptr(), key.ptr());
+  // Held: while the interpreter is free another thread may make the table forget it.
+  const auto entry = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(known.ptr(), key.ptr()));
   if (!entry) return py::none();
-  const auto& seen = py::cast<const Seen&>(PyTuple_GET_ITEM(entry, 0));
-  const auto& bound = py::cast<const BoundTopology&>(PyTuple_GET_ITEM(entry, 1));
+  const auto& seen = py::cast<const Seen&>(PyTuple_GET_ITEM(entry.ptr(), 0));
+  const auto& bound = py::cast<const BoundTopology&>(PyTuple_GET_ITEM(entry.ptr(), 1));
   const Topology& t = bound.topology;
   const Plain input(torch, x), values(torch, w);
   if (input.dtype < 0 || input.view.dims < 1 || input.view.shape[input.view.dims - 1] != t.columns) return py::none();
@@ -163,11 +164,11 @@ py::object direct_product(py::handle known, py::handle x, py::handle w, py::hand
   const int64_t tokens = t.columns > 0 ? input.view.elements() / t.columns : 0;
   TensorView result;
   if (TensorViews::of_torch().get(y.ptr(), &result) != 0) throw py::error_already_set();
-  // Another thread may make the tables forget this topology while the interpreter is free.
-  const auto held = py::reinterpret_borrow<py::object>(entry);
-  const py::gil_scoped_release release;
-  linear_forward(t, tokens, {dtype, input.view.data, t.columns},
-                 {static_cast<DType>(values.dtype), values.view.data, version}, offset, {dtype, result.data, t.rows});
+  {
+    const py::gil_scoped_release release;
+    linear_forward(t, tokens, {dtype, input.view.data, t.columns},
+                   {static_cast<DType>(values.dtype), values.view.data, version}, offset, {dtype, result.data, t.rows});
+  }
   return y;
 }
 

@@ -120,8 +120,8 @@ struct Forward {
         });
   }
 
-  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of the
-  // values as they are now. Whether that is the product. `spare` values are kept besides the edges' own.
+  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of
+  // the values as they are now. Whether that is the product. `spare` values are kept besides the edges' own.
   template <class FindOrder, class Read, class Multiply>
   bool with_kept(FewTokens kind, int64_t patience, int64_t spare, const FindOrder& find_order, const Read& read,
                  const Multiply& multiply) const {
