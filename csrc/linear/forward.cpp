@@ -8,9 +8,6 @@ namespace {
 // more than a vector of tokens gathers them by row each time.
 constexpr int64_t kTokenPatience = 8, kVectorPatience = 3, kTilePatience = 1;
 
-// Edges of a product of one token below which a thread is not worth waking.
-constexpr int64_t kTokenGrain = 1 << 14;
-
 template <class A>
 struct Forward {
   const Topology& t;
@@ -149,7 +146,7 @@ struct Forward {
 
   // One token.
   bool by_slices() const {
-    const int64_t threads = t.nnz < kTokenGrain ? 1 : num_threads();
+    const int64_t threads = t.nnz < kValueGrain ? 1 : num_threads();
     return with_kept(
         kOneToken, kTokenPatience, kSliceRows, [&] { return t.plan->slices([&] { return stored_rows(); }, threads); },
         [&](const TokenSlices& slices, A* out) {
