@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "plain.h"
 
 namespace sparsekern {
 void bind_activation(pybind11::module_& m);
@@ -24,6 +25,7 @@ PYBIND11_MODULE(_C, m) {
     for (const char* const* name = available_isas(); *name; ++name) names.emplace_back(*name);
     return names;
   });
+  m.def("is_plain", &is_plain, "Whether nobody traces, transforms, casts or records calls of operators.");
 #if SPARSEKERN_SANITIZE
   // Two deliberate errors, by which a test knows that this build reports them.
   m.def("read_past_the_end", [](size_t size) {

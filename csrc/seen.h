@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "tensor_view.h"
+
 namespace sparsekern {
 
 // An attribute, looked up without the interpreter; throws what Python raises.
@@ -33,42 +35,53 @@ inline void* address_of(pybind11::handle tensor) {
 }
 
 // Which tensors, torch's count of writes to each, where their data lies and how much it is.
-class Seen {
+class [[gnu::visibility("hidden")]] Seen {
  public:
   explicit Seen(const pybind11::args& tensors) {
     for (const pybind11::handle tensor : tensors)
-      tensors_.push_back({pybind11::weakref(tensor), version(tensor), address_of(tensor), elements(tensor)});
+      tensors_.push_back({pybind11::weakref(tensor), version(tensor), Place(tensor)});
   }
 
   // Whether these are the same tensors, and none has been written to, given other data or resized.
-  template <class Tensors>
-  bool holds(const Tensors& tensors) const {
-    if (static_cast<size_t>(tensors.size()) != tensors_.size()) return false;
-    size_t i = 0;
-    for (const pybind11::handle tensor : tensors) {
-      const One& one = tensors_[i++];
-      if (PyWeakref_GetObject(one.reference.ptr()) != tensor.ptr() || version(tensor) != one.version ||
-          address_of(tensor) != one.address || elements(tensor) != one.elements)
+  bool holds(PyObject* const* tensors, size_t count) const {
+    if (count != tensors_.size()) return false;
+    for (size_t i = 0; i < count; ++i) {
+      const One& one = tensors_[i];
+      if (PyWeakref_GetObject(one.reference.ptr()) != tensors[i] || version(tensors[i]) != one.version ||
+          !(Place(tensors[i]) == one.place))
         return false;
     }
     return true;
   }
 
  private:
+  struct Place {
+    void* address;
+    int64_t elements;
+
+    explicit Place(pybind11::handle tensor) {
+      static PyObject* const numel = PyUnicode_InternFromString("numel");
+      TensorView view;
+      if (const auto get = TensorViews::of_torch().get) {
+        if (get(tensor.ptr(), &view) != 0) throw pybind11::error_already_set();
+        address = view.data;
+        elements = view.elements();
+      } else {
+        address = address_of(tensor);
+        elements = integer(call_method(tensor, numel));
+      }
+    }
+    bool operator==(const Place& other) const { return address == other.address && elements == other.elements; }
+  };
   struct One {
     pybind11::weakref reference;
     int64_t version;
-    void* address;
-    int64_t elements;
+    Place place;
   };
 
   static int64_t version(pybind11::handle tensor) {
     static PyObject* const name = PyUnicode_InternFromString("_version");
     return integer(attribute(tensor, name));
-  }
-  static int64_t elements(pybind11::handle tensor) {
-    static PyObject* const name = PyUnicode_InternFromString("numel");
-    return integer(call_method(tensor, name));
   }
 
   std::vector<One> tensors_;

@@ -268,6 +268,20 @@ def test_a_product_has_the_same_bits_however_many_tokens_are_kept(isa, tokens):
         assert torch.equal(cpu.linear(problem.x, problem.w, problem.bias, *problem.topology), first)
 
 
+def test_a_token_has_the_same_bits_on_another_number_of_threads(isa):
+    """What is kept for one token is cut for its threads."""
+    torch.manual_seed(6)
+    problem, before = Problem(1, 600, 203, 0.3), torch.get_num_threads()
+    first = cpu.linear(problem.x, problem.w, problem.bias, *problem.topology)
+    try:
+        for threads in (1, 3, 2, 1):
+            torch.set_num_threads(threads)
+            for _ in range(12):
+                assert torch.equal(cpu.linear(problem.x, problem.w, problem.bias, *problem.topology), first)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("tokens", [1, 8, 40])
 def test_every_value_negated_is_seen(isa, tokens):
     """A digest without rotation is blind to it: the highest bits of two values undo each other."""

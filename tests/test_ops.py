@@ -315,6 +315,18 @@ def test_calls_past_the_dispatcher_take_any_strides():
         assert torch.equal(layer(negative), layer(-x.contiguous()))
 
 
+@pytest.mark.parametrize("shape", [(30,), (1, 1, 30), (2, 3, 30), (2, 0, 30), (1, 2, 1, 1, 1, 1, 1, 1, 30)])
+def test_calls_past_the_dispatcher_take_any_number_of_dimensions(shape):
+    layer = sk.nn.SparseLinear(30, 20, density=0.3)
+    x = torch.randn(shape)
+    matrix, _ = plain_calls(layer, x.reshape(-1, 30))
+    for _ in range(3):
+        first, later = plain_calls(layer, x)
+        assert first.shape == (*shape[:-1], 20)
+        assert torch.equal(first, matrix.reshape(first.shape))
+        assert torch.equal(later, first)
+
+
 class SeenOperators(torch.utils._python_dispatch.TorchDispatchMode):
     """Records the names of sparsekern's operators."""
 

@@ -30,9 +30,11 @@ inline uint64_t digest_bytes(const char* data, int64_t bytes) {
       state[v] = ((state[v] << 13 | state[v] >> 19) ^ word) * kPrime;
     }
   }
+  // The vectors' states become one in steps of the same kind.
+  for (int v = 1; v < kVectors; ++v) state[0] = ((state[0] << 13 | state[0] >> 19) ^ state[v]) * kPrime;
   uint64_t all = 0xcbf29ce484222325;
-  memcpy(words, state, sizeof words);
-  for (const uint32_t word : words) all = (all ^ word) * 0x100000001b3;
+  memcpy(words, state, SK_VECTOR_BYTES);
+  for (int i = 0; i < SK_VECTOR_BYTES / 4; ++i) all = (all ^ words[i]) * 0x100000001b3;
   return all;
 }
 

@@ -175,10 +175,9 @@ SK_INLINE Lanes<A, 4> gather_quad(const A* x, const int32_t* c) {
 template <class A>
 SK_INLINE Lanes<A, 4> gather_quad(const A* x, const uint16_t* c) {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-  // Loads bound this and instructions nearly so: one load for two columns, but not for all four.
-  uint32_t pair;
-  memcpy(&pair, c, sizeof pair);
-  return Lanes<A, 4>{x[pair & 0xffff], x[pair >> 16], x[c[2]], x[c[3]]};
+  uint64_t all;  // loads bound this: one for four columns
+  memcpy(&all, c, sizeof all);
+  return Lanes<A, 4>{x[all & 0xffff], x[all >> 16 & 0xffff], x[all >> 32 & 0xffff], x[all >> 48]};
 #else
   return Lanes<A, 4>{x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
 #endif
@@ -187,53 +186,64 @@ SK_INLINE Lanes<A, 4> gather_quad(const A* x, const uint16_t* c) {
 // How far ahead of their use the values and columns of slices are asked for, in steps of a slice.
 constexpr int64_t kPrefetchSteps = 32;
 
-// One token, a slice of rows side by side. Elements of x are put together by loads, which are faster than gathers.
+// A slice of one token's product: `count` rows side by side. Elements of x are put together by loads, which are faster
+// than gathers.
 template <class A, class I>
-SK_INLINE void forward_slices(const LinearTokenTask<A>& t, const I* columns) {
+SK_INLINE void forward_slice(const LinearTokenTask<A>& t, const I* columns, int64_t slice, int count) {
   constexpr int kQuad = 4, kQuads = kSliceRows / kQuad;
+  typedef decltype(Lanes<A, kQuad>{} < Lanes<A, kQuad>{}) Mask;
+  typedef decltype(Mask{}[0] + 0) Count;
   const TokenSliceOrder& slices = t.slices;
   const A* __restrict x = t.x;
-  for (int64_t slice = t.begin; slice < t.end; ++slice) {
-    const int32_t* row = slices.order + slice * kSliceRows;
-    const int64_t left = slices.rows - slice * kSliceRows;
-    const int count = left < kSliceRows ? static_cast<int>(left) : static_cast<int>(kSliceRows);
-    const I* __restrict col = columns + slices.places[slice];
-    const A* __restrict values = t.values + slices.places[slice];
-    alignas(64) A sums[kSliceRows] = {};
-    if (t.bias)
-      for (int j = 0; j < count; ++j) sums[j] = t.bias[row[j]];
-    Lanes<A, kQuad> sum[kQuads];
+  const int32_t* row = slices.order + slice * kSliceRows;
+  const I* __restrict col = columns + slices.places[slice];
+  const A* __restrict values = t.values + slices.places[slice];
+  Lanes<A, kQuad> sum[kQuads] = {};
+  if (t.bias) {
     SK_UNROLL
-    for (int q = 0; q < kQuads; ++q) sum[q] = load_lanes<A, kQuad>(sums + q * kQuad);
-    const auto step = [&]() __attribute__((always_inline)) {
-      SK_UNROLL
-      for (int q = 0; q < kQuads; ++q) {
-        sum[q] = sum[q] + load_lanes_unaligned<A, kQuad>(values + q * kQuad) * gather_quad(x, col + q * kQuad);
-      }
-      values += kSliceRows;
-      col += kSliceRows;
-    };
-    const int64_t common = slices.common[slice];
-    for (int64_t k = common / 2; k > 0; --k) {
-      prefetch(values + kPrefetchSteps * kSliceRows);
-      prefetch(col + kPrefetchSteps * kSliceRows);
-      step();
-      step();
-    }
-    if (common % 2) step();
-    SK_UNROLL
-    for (int q = 0; q < kQuads; ++q) store_lanes<A, kQuad>(sums + q * kQuad, sum[q]);
-    const bool more = slices.places[slice + 1] - slices.places[slice] > common * kSliceRows;
-    for (int j = 0; j < count; ++j) {
-      A rest = sums[j];
-      if (more)
-        for (int64_t k = slices.pointers[row[j] + 1] - slices.pointers[row[j]] - common; k > 0; --k) {
-          rest += *values++ * x[*col++];
-          pin(rest);  // or GCC multiplies by vectors and adds one by one: other bits than a multiply-add's
-        }
-      t.y[row[j]] = rest;
-    }
+    for (int j = 0; j < kSliceRows; ++j)
+      if (j < count) sum[j / kQuad][j % kQuad] = t.bias[row[j]];
   }
+  const auto next = [&](int q) __attribute__((always_inline)) {
+    return sum[q] + load_lanes_unaligned<A, kQuad>(values + q * kQuad) * gather_quad(x, col + q * kQuad);
+  };
+  const auto step = [&]() __attribute__((always_inline)) {
+    SK_UNROLL
+    for (int q = 0; q < kQuads; ++q) sum[q] = next(q);
+    values += kSliceRows;
+    col += kSliceRows;
+  };
+  const int64_t common = slices.common[slice];
+  for (int64_t k = common / 2; k > 0; --k) {
+    prefetch(values + kPrefetchSteps * kSliceRows);
+    prefetch(col + kPrefetchSteps * kSliceRows);
+    step();
+    step();
+  }
+  if (common % 2) step();
+  for (int64_t k = slices.rests[slice]; k < slices.rests[slice + 1]; ++k) {
+    // What lies after the active rows' edges is multiplied too, and left out.
+    const int active = slices.active[k];
+    SK_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      const Count first = q * kQuad;
+      const Mask lane = {first, first + 1, first + 2, first + 3};
+      sum[q] = lane < static_cast<Count>(active) ? next(q) : sum[q];
+    }
+    values += active;
+    col += active;
+  }
+  SK_UNROLL
+  for (int j = 0; j < kSliceRows; ++j)
+    if (j < count) t.y[row[j]] = sum[j / kQuad][j % kQuad];
+}
+
+template <class A, class I>
+SK_INLINE void forward_slices(const LinearTokenTask<A>& t, const I* columns) {
+  const int64_t whole = t.slices.rows / kSliceRows, end = t.end < whole ? t.end : whole;
+  for (int64_t slice = t.begin; slice < end; ++slice) forward_slice(t, columns, slice, static_cast<int>(kSliceRows));
+  for (int64_t slice = t.begin > end ? t.begin : end; slice < t.end; ++slice)
+    forward_slice(t, columns, slice, static_cast<int>(t.slices.rows - slice * kSliceRows));
 }
 
 template <class A>

@@ -19,7 +19,9 @@ struct Forward {
   const LinearKernels<A>& k = kernels<A>();
 
   void run() const {
-    const StoredEdges edges{wide_pointers(t.by_row, t.rows, scratch), t.by_row.indices, t.rows, t.columns};
+    // Kept values give the same bits as others: each sum is made in the same order.
+    if (tokens == 1 && by_slices()) return;
+    const StoredEdges edges = stored_rows();
     const Tiling tiling =
         forward_tiling({tokens, t.columns, t.rows, t.nnz, k.lanes, k.max_vectors, tile_element_bytes<A>(x)});
     const bool single = tokens <= int64_t{tiling.vectors} * k.lanes;
@@ -30,8 +32,7 @@ struct Forward {
       const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
       return by_row(edges, *order, tiles, order->packed_indices(), reader.packed(*order, t.nnz, scratch));
     }
-    // A single tile. Kept values give the same bits as others: each sum is made in the same order.
-    if (tokens == 1 ? by_slices(edges) : by_kept_rows(edges, tiling.vectors)) return;
+    if (tokens > 1 && by_kept_rows(edges, tiling.vectors)) return;
     if (tokens <= k.lanes) return by_column();
     const Visit visit{tiling.panel, false};
     const auto order = find_order(t.plan, edges, visit, [&](LinearPlan& p) { return p.forward(edges, visit); });
@@ -42,6 +43,10 @@ struct Forward {
   }
 
  private:
+  StoredEdges stored_rows() const {
+    return {wide_pointers(t.by_row, t.rows, scratch), t.by_row.indices, t.rows, t.columns};
+  }
+
   // A single tile reads each value once: they are gathered for a block of outputs at a time, and stay in a near cache.
   struct Chunks {
     Chunks(const Forward& product, const StoredEdges& edges, const EdgeOrder& order)
@@ -112,10 +117,10 @@ struct Forward {
         });
   }
 
-  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of the
-  // values as they are now. Whether that is the product.
+  // Where values were met before: they are kept, and `multiply` is given them, and a digest to make at the same time of
+  // the values as they are now. Whether that is the product. `spare` values are kept besides the edges' own.
   template <class FindOrder, class Read, class Multiply>
-  bool with_kept(FewTokens kind, int64_t patience, const FindOrder& find_order, const Read& read,
+  bool with_kept(FewTokens kind, int64_t patience, int64_t spare, const FindOrder& find_order, const Read& read,
                  const Multiply& multiply) const {
     if (!t.plan || t.nnz == 0) return false;
     RowValues<A>& values = t.plan->template row_values<A>(kind);
@@ -124,7 +129,7 @@ struct Forward {
     const int64_t bytes = t.nnz * static_cast<int64_t>(size_of(w.dtype));
     Digest<A> digest(k, w.data, bytes);
     const auto kept = values.find(
-        w.data, w.version, order, t.nnz,
+        w.data, w.version, order, t.nnz + spare,
         [&] {
           Digest<A> now(k, w.data, bytes);
           const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
@@ -140,22 +145,21 @@ struct Forward {
   }
 
   // One token.
-  bool by_slices(const StoredEdges& edges) const {
+  bool by_slices() const {
+    const int64_t threads = t.nnz < kValueGrain ? 1 : num_threads();
     return with_kept(
-        kOneToken, kTokenPatience, [&] { return t.plan->slices(edges); },
+        kOneToken, kTokenPatience, kSliceRows, [&] { return t.plan->slices([&] { return stored_rows(); }, threads); },
         [&](const TokenSlices& slices, A* out) {
-          slices.read(edges, out, [&](const Runs& runs, A* to) { reader().read(runs, to); });
+          slices.read(stored_rows(), out, [&](const Runs& runs, A* to) { reader().read(runs, to); });
         },
         [&](const TokenSlices& slices, const A* values, Digest<A>& digest) {
           const A* wide_bias = bias.data ? widened(bias, t.rows, kBias) : nullptr;
           const A* x_wide = widened({x.dtype, x.data}, t.columns, kTile);
           A* sums = token_sums();
-          const TokenSliceOrder order = slices.order(edges.pointers);
-          const int64_t tasks = t.nnz < kValueGrain ? 1 : num_threads();
-          parallel_tasks(tasks, [&](int64_t task) {
-            digest.run(task, tasks);
-            const int64_t begin = slices.begin_of(task, tasks), end = slices.begin_of(task + 1, tasks);
-            k.forward_token({order, values, wide_bias, x_wide, sums, begin, end});
+          const TokenSliceOrder order = slices.order();
+          parallel_tasks(threads, [&](int64_t task) {
+            digest.run(task, threads);
+            k.forward_token({order, values, wide_bias, x_wide, sums, slices.begin_of(task), slices.begin_of(task + 1)});
           });
           finish_token(sums, 0, t.rows);
         });
@@ -169,7 +173,7 @@ struct Forward {
     const bool one = tokens <= k.lanes;
     const FewTokens kind = one ? kOneVector : kVectors;
     return with_kept(
-        kind, one ? kVectorPatience : kTilePatience, [&] { return t.plan->few(edges, visit, kind); },
+        kind, one ? kVectorPatience : kTilePatience, 0, [&] { return t.plan->few(edges, visit, kind); },
         [&](const EdgeOrder& order, A* out) { reader().packed(order, out); },
         [&](const EdgeOrder& order, const A* values, Digest<A>& digest) {
           const A* start = starts();

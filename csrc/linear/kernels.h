@@ -85,19 +85,20 @@ struct LinearScatterTask {
 constexpr int64_t kSliceRows = 8;
 
 struct TokenSliceOrder {
-  const int64_t* pointers;  // (rows + 1,): each row's number of edges
-  const int32_t* order;     // (rows,): the rows as they are visited
-  const int64_t* places;    // by slice: where its edges begin; and where the last one's end
-  const int32_t* common;    // by slice: edges of each row that alternate
+  const int32_t* order;       // (rows,): the rows as they are visited
+  const int64_t* places;      // by slice: where its edges begin; and where the last one's end
+  const int32_t* common;      // by slice: steps that all of its rows take
+  const int64_t* rests;       // by slice: where its further steps begin in `active`; and where the last one's end
+  const uint8_t* active;      // by further step: how many rows, the first ones, take it
   int64_t rows;
-  const uint16_t* narrow;  // (nnz,) columns; null where they do not fit
-  const int32_t* wide;     // (nnz,) columns; null where they do
+  const uint16_t* narrow;  // (nnz + kSliceRows,) columns; null where they do not fit
+  const int32_t* wide;     // (nnz + kSliceRows,) columns; null where they do
 };
 
 template <class A>
 struct LinearTokenTask {
   TokenSliceOrder slices;
-  const A* values;  // (nnz,) as the slices have them
+  const A* values;  // (nnz + kSliceRows,) as the slices have them
   const A* bias;    // (rows,) or null
   const A* x;       // (columns,)
   A* y;             // (rows,)

@@ -26,10 +26,11 @@ class LinearPlan {
 
   // For few tokens whose values are kept: at most a vector of them, or more.
   Kept few(const StoredEdges& edges, Visit visit, FewTokens tokens) { return find(few_[tokens], edges, visit); }
-  // And for one.
-  std::shared_ptr<const TokenSlices> slices(const StoredEdges& edges) {
+  // And for one, on so many threads; edges() are asked for where there is none yet.
+  template <class Edges>
+  std::shared_ptr<const TokenSlices> slices(const Edges& edges, int64_t threads) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!slices_) slices_ = std::make_shared<TokenSlices>(edges);
+    if (!slices_ || slices_->parts() != threads) slices_ = std::make_shared<TokenSlices>(edges(), threads);
     return slices_;
   }
 

@@ -98,7 +98,7 @@ class Digest {
   }
 
  private:
-  static constexpr int64_t kBlock = 1 << 16;
+  static constexpr int64_t kBlock = 1 << 15;
   const LinearKernels<A>& kernels_;
   const char* data_;
   int64_t bytes_;

@@ -1,6 +1,7 @@
 // The edges of a product of one token, by row, several rows side by side.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -8,28 +9,32 @@
 
 namespace sparsekern {
 
-// Rows from the one with the fewest edges to the one with the most, kSliceRows at a time. As far as the shortest of a slice
-// goes, its rows' edges alternate (edge k of row j at 8 k + j), so that a vector of values goes with one of sums; what is
-// left of each row, next to nothing, follows. A row's sum is made in the order of its edges.
+// Within each thread's part of the rows, from the row with the most edges to the one with the fewest, kSliceRows at a
+// time, side by side: first each row's first edge, then, of those that have one, each row's second, and so on. A vector
+// of values so goes with one of sums, and a row's sum is made in the order of its edges. Threads write to lines of their
+// own: sorted over all rows, they would take them from each other.
 class TokenSlices {
  public:
-  explicit TokenSlices(const StoredEdges& edges);
+  TokenSlices(const StoredEdges& edges, int64_t parts);
   TokenSlices(const TokenSlices&) = delete;
 
-  TokenSliceOrder order(const int64_t* pointers) const {
-    return {pointers,        order_.data(),
-            places_.data(),  common_.data(),
-            rows_,           narrow_.empty() ? nullptr : narrow_.data(),
-            wide_.empty() ? nullptr : wide_.data()};
+  TokenSliceOrder order() const {
+    return {order_.data(), places_.data(), common_.data(), rests_.data(), active_.data(), rows_,
+            narrow_.empty() ? nullptr : narrow_.data(), wide_.empty() ? nullptr : wide_.data()};
   }
 
-  // Where part `part` of `parts` begins, when slices are dealt out by their edges.
-  int64_t begin_of(int64_t part, int64_t parts) const;
+  // Elements of what lies in slices: whole vectors are read, and the last one ends after the last edge.
+  int64_t size() const { return places_.back() + kSliceRows; }
 
-  // Fills `out` (edges,) with the slices' values. read(runs, to) reads the runs of some rows, in the order of the rows: edges
-  // of near rows lie near each other where they are stored.
+  int64_t parts() const { return static_cast<int64_t>(begins_.size()) - 1; }
+  // The first slice of a part; of part `parts()`, the end.
+  int64_t begin_of(int64_t part) const { return begins_[part]; }
+
+  // Fills `out` (size(),) with the slices' values. read(runs, to) reads the runs of some rows, in the order of the rows:
+  // edges of near rows lie near each other where they are stored.
   template <class A, class Read>
   void read(const StoredEdges& edges, A* out, const Read& read) const {
+    std::fill_n(out + places_.back(), kSliceRows, A{0});
     const int64_t blocks = (rows_ + kLinearBlock - 1) / kLinearBlock;
     parallel_ranges(blocks, 8, [&](int64_t first, int64_t last) {
       PagedVector<A> runs;
@@ -49,24 +54,30 @@ class TokenSlices {
   // Puts a row's run into its slice; returns the run's end.
   template <class From, class To>
   const From* place(const StoredEdges& edges, int64_t row, const From* from, To* to) const {
-    const int64_t rank = rank_[row], slice = rank / kSliceRows, first = slice * kSliceRows, common = common_[slice];
-    To* together = to + places_[slice] + (rank - first);
-    for (int64_t k = 0; k < common; ++k) together[k * kSliceRows] = static_cast<To>(*from++);
-    To* rest = to + places_[slice] + common * std::min(kSliceRows, rows_ - first);
-    for (int64_t i = first; i < rank; ++i) rest += count(edges, order_[i]) - common;
-    for (int64_t k = common; k < count(edges, row); ++k) *rest++ = static_cast<To>(*from++);
+    const int64_t rank = rank_[row], slice = rank / kSliceRows, common = common_[slice];
+    const int64_t rest = count(edges, row) - common;
+    to += places_[slice] + rank % kSliceRows;
+    for (int64_t k = 0; k < common; ++k, to += kSliceRows) *to = static_cast<To>(*from++);
+    const uint8_t* active = active_.data() + rests_[slice];
+    for (int64_t k = 0; k < rest; ++k) {
+      *to = static_cast<To>(*from++);
+      to += active[k];
+    }
     return from;
   }
   template <class I>
   void read_indices(const StoredEdges& edges, PagedVector<I>& out);
 
   int64_t rows_;
-  std::vector<int32_t> order_;   // (rows,): the rows by their number of edges
-  std::vector<int32_t> rank_;    // (rows,): where each row is in that order
-  std::vector<int64_t> places_;  // (slices + 1,): where each slice's edges begin
-  std::vector<int32_t> common_;  // (slices,): how many edges of each row alternate; 0 in an incomplete slice
-  PagedVector<uint16_t> narrow_;  // (edges,) columns, where 16 bits hold them: less memory to be read
-  PagedVector<int32_t> wide_;     // (edges,) columns, else
+  std::vector<int64_t> begins_;   // (parts + 1,): where each part's slices begin
+  std::vector<int32_t> order_;    // (rows,): the rows as they are visited
+  std::vector<int32_t> rank_;     // (rows,): where each row is in that order
+  std::vector<int64_t> places_;   // (slices + 1,): where each slice's edges begin
+  std::vector<int32_t> common_;   // (slices,): steps that all rows take; 0 in an incomplete slice
+  std::vector<int64_t> rests_;    // (slices + 1,): where each slice's further steps begin
+  std::vector<uint8_t> active_;   // by further step: the rows that take it
+  PagedVector<uint16_t> narrow_;  // (size(),) columns, where 16 bits hold them: less memory to be read
+  PagedVector<int32_t> wide_;     // (size(),) columns, else
 };
 
 }  // namespace sparsekern

@@ -1,5 +1,7 @@
 """Calls the C++ linear kernels. Arguments were checked by the operators; outputs are allocated here."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,13 +74,11 @@ def linear(
     return y
 
 
-def linear_direct(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor | None:
-    """The product, of arguments that nobody has checked; None where they are not what the kernel can take as they are.
-
-    The topology is one that :func:`linear` has multiplied with, and unchanged since.
-    """
-    known = _topologies.unchecked(topology[-1])
-    return None if known is None else _C.linear_direct(*known, x, w, bias, *topology)
+# linear_direct(x, w, bias, *topology): the product of x (..., in), of arguments that nobody has checked. None where
+# they are not what the kernel can take as they are, where a gradient is wanted, or where somebody would see an operator
+# (not torch.compile's tracer: under that one it is not to be called at all). The topology is one that `linear` has
+# multiplied with, and unchanged since.
+linear_direct: Callable[..., Tensor | None] = partial(_C.linear_direct, _topologies.entries)
 
 
 def _backward(

@@ -21,20 +21,16 @@ class Kept(Generic[T]):
 
     def __init__(self) -> None:
         # By the identity of the group's last tensor, which is in no other group: the tensors as they were, the object.
-        self._kept: dict[int, tuple[_C.Seen, T]] = {}
+        self.entries: dict[int, tuple[_C.Seen, T]] = {}
         self._references: dict[int, weakref.ref[Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.entries)
 
     def get(self, *tensors: Tensor) -> T | None:
         """The group's object, or None."""
-        entry = self._kept.get(id(tensors[-1]))
+        entry = self.entries.get(id(tensors[-1]))
         return entry[1] if entry is not None and entry[0].holds(*tensors) else None
-
-    def unchecked(self, last: Tensor) -> tuple[_C.Seen, T] | None:
-        """What is kept of the group that this tensor is the last of: the tensors as they were, and the object."""
-        return self._kept.get(id(last))
 
     def put(self, value: T, *tensors: Tensor) -> T | None:
         """Keeps the object for the group and returns it; None, and nothing kept, where a tensor counts no versions.
@@ -47,8 +43,8 @@ class Kept(Generic[T]):
 
         def forget(reference: weakref.ref[Tensor]) -> None:
             if self._references.get(key) is reference:
-                del self._references[key], self._kept[key]
+                del self._references[key], self.entries[key]
 
         self._references[key] = weakref.ref(tensors[-1], forget)
-        self._kept[key] = _C.Seen(*tensors), value
+        self.entries[key] = _C.Seen(*tensors), value
         return value

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from sparsekern.backends import cpu
 from sparsekern.nn.layer import SparseLayer, dense_pattern
 from sparsekern.ops import functional
 from sparsekern.pattern import Pattern
@@ -70,11 +72,25 @@ class SparseLinear(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         # A module's attributes are looked up slowly. Pruning and parametrizations put theirs in the parameters' place.
         parameters: dict[str, Any] = self._parameters
+        buffers: dict[str, Any] = self._buffers
         if "weight" in parameters and "bias" in parameters:
             weight, bias = parameters["weight"], parameters["bias"]
         else:
             weight, bias = self.weight, self.bias
-        y = functional.linear(input, weight, self.pattern, bias)
+        y = None
+        if not is_compiling():
+            y = cpu.linear_direct(
+                input,
+                weight,
+                bias,
+                buffers["ccol_indices"],
+                buffers["row_indices"],
+                buffers["crow_indices"],
+                buffers["col_indices"],
+                buffers["permutation"],
+            )
+        if y is None:
+            y = functional.linear_checked(input, weight, self.pattern, bias)
         return y if self.watcher is None else self._watched(input, y)
 
     def weight_grad_at(self, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends import cpu
+from sparsekern.ops import direct
 from sparsekern.ops.autograd import Geometry, Multiply
-from sparsekern.ops.direct import is_plain
 from sparsekern.pattern import Pattern
 
 
@@ -17,10 +17,6 @@ def _autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
-
-
-def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
 def _multiply(
@@ -48,11 +44,13 @@ def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None 
     Raises:
         ValueError, TypeError: naming the argument whose shape, dtype, device or index contents are wrong.
     """
-    plain = is_plain()
-    if plain and not (torch.is_grad_enabled() and _requires_grad(input, weight, bias)):
-        y = cpu.linear_direct(input, weight, bias, *pattern.tensors())
-        if y is not None:
-            return y
+    y = None if torch.compiler.is_compiling() else cpu.linear_direct(input, weight, bias, *pattern.tensors())
+    return linear_checked(input, weight, pattern, bias) if y is None else y
+
+
+def linear_checked(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None) -> Tensor:
+    """:func:`linear`, after its short way has been tried."""
+    plain = direct.is_plain()
     rows, columns = pattern.shape
     if input.dim() < 1 or input.shape[-1] != columns:
         raise ValueError(f"input has shape {tuple(input.shape)}; expected (..., {columns}), {columns} input features")
@@ -87,7 +85,7 @@ def conv2d(
     """
     if input.dim() not in (3, 4):
         raise ValueError(f"input has shape {tuple(input.shape)}; expected (N, C, H, W) or (C, H, W)")
-    plain = is_plain()
+    plain = direct.is_plain()
     x = input if plain else _autocast(input)
     if x.dim() == 3:
         return _multiply(x.unsqueeze(0), weight, bias, geometry, pattern, plain).squeeze(0)
