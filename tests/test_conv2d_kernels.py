@@ -219,6 +219,12 @@ def test_panels_of_any_dtype(name, dtype, density, tiny_tiles):
     named_problem(name, dtype, density).check(2)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_rows_of_pairs(name, tiny_tiles, isa):
+    """bfloat16 rows are multiplied two pixels to a word: named geometries with rows of 16, 32 and more pixels."""
+    named_problem(name, torch.bfloat16, w_dtype=torch.float32).check(2)
+
+
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd", "1x1 direct", "single image"])
 def test_inputs_of_any_strides(name):
     problem = named_problem(name)
@@ -235,19 +241,20 @@ def test_inputs_of_any_strides(name):
     assert_near(problem.results(cpu)["dw"], problem.results(reference)["dw"], "expanded grad")
 
 
-def check_same_bits(threads, name):
-    problem = named_problem(name)
+def check_same_bits(threads, name, dtype=torch.float32):
+    problem = named_problem(name, dtype)
     first = problem.results(cpu, threads)
     for _ in range(3):
-        named_problem("dilated").results(cpu, threads)  # leaves other values in the working memory
+        named_problem("dilated", dtype).results(cpu, threads)  # leaves other values in the working memory
         for key, result in problem.results(cpu, threads).items():
             assert torch.equal(result, first[key]), key
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_same_bits_each_time(threads, name):
-    check_same_bits(threads, name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_each_time(dtype, threads, name):
+    check_same_bits(threads, name, dtype)
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])

@@ -58,7 +58,12 @@ SK_INLINE void transpose_pieces(Vec<A>* r) {
 
 // Lanes [begin, end) from memory, the others zero, not touching what lies before or after them. p is lane 0's place.
 #if defined(__AVX512F__)
-SK_INLINE uint32_t lane_mask(int begin, int end) { return (1u << end) - (1u << begin); }
+SK_INLINE uint32_t lane_mask(int begin, int end) {
+  return static_cast<uint32_t>((uint64_t{1} << end) - (uint64_t{1} << begin));
+}
+SK_INLINE Vec<uint16_t> load_lanes(const uint16_t* p, int begin, int end) {
+  return (Vec<uint16_t>)_mm512_maskz_loadu_epi16(lane_mask(begin, end), p);
+}
 SK_INLINE Vec<float> load_lanes(const float* p, int begin, int end) {
   return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_mask(begin, end)), p);
 }
@@ -73,6 +78,12 @@ SK_INLINE Vec<float> load_lanes(const T* p, int begin, int end) {
   return load_widened<float>(elements);
 }
 #else
+SK_INLINE Vec<uint16_t> load_lanes(const uint16_t* p, int begin, int end) {
+  if (begin == 0 && end == kLanes<uint16_t>) return load_unaligned(p);
+  Vec<uint16_t> v{};
+  for (int j = begin; j < end; ++j) v[j] = p[j];
+  return v;
+}
 template <class T>
 SK_INLINE auto load_lanes(const T* p, int begin, int end) {
   using A = decltype(widen(*p));
