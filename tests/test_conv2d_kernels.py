@@ -71,12 +71,16 @@ class Problem:
         """Every product, by name."""
         torch.set_num_threads(threads)
         csc = (self.ccol, self.row)
-        dx, dw = backend.conv2d_backward(self.grad, self.x, self.w, *csc, *self.geometry)
+        operands = self.grad, self.x, self.w, *csc, *self.geometry
+        dx, dw, dbias = backend.conv2d_backward(*operands, self.w.dtype)
+        *_, none = backend.conv2d_backward(*operands, None)
+        assert none.shape == (0,)
         results = {
             "y": self.y(backend),
             "y without bias": self.y(backend, bias=False),
             "dx": dx,
             "dw": dw,
+            "dbias": dbias,
             "dx alone": backend.conv2d_input_grad(self.grad, self.w, *csc, self.x.shape[2:], *self.geometry),
             "dw alone": backend.conv2d_weight_grad(self.grad, self.x, *csc, *self.geometry),
         }

@@ -14,8 +14,8 @@ class Backward : Call<P> {
 
  public:
   Backward(const Conv2dShape& given, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
-           const int32_t* row, TensorRef x_grad, TensorRef values_grad)
-      : Call<P>(given, edges), grad_(grad), x_(x), values_(values), x_grad_(x_grad), values_grad_(values_grad),
+           const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad)
+      : Call<P>(given, edges), grad_(grad), x_(x), values_(values), x_grad_(x_grad), values_grad_(values_grad), bias_grad_(bias_grad),
         ccol_ref_(ccol), row_(row), planes_(shape.channels * shape.classes()) {}
 
   // False, and nothing is done, where the planes cannot be of this type.
@@ -37,8 +37,12 @@ class Backward : Call<P> {
     if (values_grad_.data)
       parallel_ranges(most_teams * edge_count, 1 << 16,
                       [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
+    const int64_t bias_size = bias_grad_.data ? shape.out_channels * kernels.sum_lanes : 0;
+    bias_sums_ = this->template get<A>(kBiasSums, most_teams * bias_size);
+    std::fill_n(bias_sums_, most_teams * bias_size, A(0));
     for (size_t b = 0; b < batches.size(); ++b) run_batch(batches[b], teams[b], sums);
     if (values_grad_.data) store_values_grad(sums, most_teams);
+    if (bias_grad_.data) store_bias_grad(most_teams);
     return true;
   }
 
@@ -179,7 +183,7 @@ class Backward : Call<P> {
         const bool clear = t == mine.begin || !same_layout(tile, batch.tiles[t - 1]);
         run_tile(planes, tile, clear, teams.size, input, grads + grad_size * team,
                  out_size ? outputs + out_size * team : input, waiting + waiting_size * team,
-                 sums + edge_count * team);
+                 sums + edge_count * team, bias_sums_ + shape.out_channels * kernels.sum_lanes * team);
       }
     });
   }
@@ -188,7 +192,7 @@ class Backward : Call<P> {
   bool converts() const { return grad_.dtype != this->native(); }
 
   void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, P* input, P* grad, P* output,
-                A* waiting, A* sums) {
+                A* waiting, A* sums, A* bias_sums) {
     const Mover<P> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
     const Mover<P> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
                       shape.batch * shape.channels * shape.pixels() > kStreamElements};
@@ -208,11 +212,18 @@ class Backward : Call<P> {
     parallel_tasks(workers, [&](int64_t worker) {
       const Span outs = share(shape.out_channels, worker, workers);
       const ShiftMover<P> shift{shape, planes};
-      if (shifted) {
-        shift.pack_shifted_grad(dy, tile, outs, clear, grad);
-      } else if (!planes.in_place) {
-        if (clear) dy.clear_gaps(grad_layout, outs, grad);
-        dy.pack(grad_layout, tile, outs, grad);
+      const Span pixels = out_pixels_of(tile);
+      const int64_t bytes = std::max<int64_t>(1, tile.images.length() * pixels.length() * size_of(grad_.dtype));
+      const int64_t few = bias_grad_.data ? std::max<int64_t>(1, kBiasBytes / bytes) : shape.out_channels;
+      for (int64_t c = outs.begin; c < outs.end; c += few) {
+        const Span these = intersect(outs, {c, c + few});
+        if (bias_grad_.data) dy.sum(tile.images, these, pixels, bias_sums);
+        if (shifted) {
+          shift.pack_shifted_grad(dy, tile, these, clear, grad);
+        } else if (!planes.in_place) {
+          if (clear) dy.clear_gaps(grad_layout, these, grad);
+          dy.pack(grad_layout, tile, these, grad);
+        }
       }
       if (!values_grad_.data) return;
       const Span channels = share(shape.channels, worker, workers);
@@ -253,6 +264,23 @@ class Backward : Call<P> {
     });
   }
 
+  // The output's pixels that are this tile's, not also another's.
+  Span out_pixels_of(const Tile& tile) const {
+    const Span rows = intersect({0, shape.y.out}, tile.rows);
+    return {rows.begin * shape.x.out, rows.end * shape.x.out};
+  }
+
+  void store_bias_grad(int64_t teams) {
+    A* totals = this->template get<A>(kBias, shape.out_channels);
+    std::fill_n(totals, shape.out_channels, A(0));
+    const A* sums = bias_sums_;
+    for (int64_t team = 0; team < teams; ++team)
+      for (int64_t c = 0; c < shape.out_channels; ++c)
+        for (int lane = 0; lane < kernels.sum_lanes; ++lane) totals[c] += *sums++;
+    kernels_of<A>(active_isa()).narrow[static_cast<int>(bias_grad_.dtype)](totals, shape.out_channels, 1,
+                                                                           bias_grad_.data);
+  }
+
   // Adds up the teams' sums, always in the same order, and puts them where the values are stored.
   void store_values_grad(A* sums, int64_t teams) {
     const auto narrow = kernels_of<A>(active_isa()).narrow[static_cast<int>(values_grad_.dtype)];
@@ -272,13 +300,14 @@ class Backward : Call<P> {
     });
   }
 
-  TensorRef grad_, x_, values_, x_grad_, values_grad_;
+  TensorRef grad_, x_, values_, x_grad_, values_grad_, bias_grad_;
   IndexRef ccol_ref_;
   const int64_t* ccol_;
   const int32_t* row_;
   int64_t planes_;  // of the input: channels x classes
   const A* weights_;
   Edge<A>* edges_;
+  A* bias_sums_;            // of each team, a vector for each output channel
   int64_t* starts_;         // edges of the planes before each
   Panels panels_{1, shape.out_channels};
   const int64_t* places_;
@@ -287,10 +316,10 @@ class Backward : Call<P> {
 }  // namespace
 
 void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
-                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad) {
-  if (!x_grad.data && !values_grad.data) return;  // the gradient of no values has no address either
+                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad) {
+  if (!x_grad.data && !values_grad.data && !bias_grad.data) return;  // the gradient of no values has no address either
   const auto run = [&](auto plane) {
-    return Backward<decltype(plane)>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
+    return Backward<decltype(plane)>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad, bias_grad).run();
   };
   if (grad.dtype == DType::f64) run(double());
   else if (grad.dtype != DType::bf16 || !run(Bf16Bits())) run(float());

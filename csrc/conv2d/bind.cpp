@@ -38,9 +38,10 @@ void bind_conv2d(pybind11::module_& m) {
   m.def(
       "conv2d_backward",
       [](const Shape& shape, int64_t edges, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row,
-         Tensor x_grad, Tensor values_grad) {
+         Tensor x_grad, Tensor values_grad, Tensor bias_grad) {
         conv2d_backward(shape_from(shape), edges, tensor(grad), tensor(x), tensor(values), index(ccol),
-                        reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
+                        reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad),
+                        tensor(bias_grad));
       },
       unlocked);
   using Limits = std::array<int64_t, 7>;

@@ -33,13 +33,16 @@ constexpr DType dtype_of() {
 // Slots of the calling thread's scratch.
 enum Slot : size_t {
   kPointers, kWeights, kEdges, kStarts, kCuts, kPlaces, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes,
-  kPartials, kSums,
+  kPartials, kSums, kBiasSums,
 };
 
 // What a row costs besides its edges, in edges.
 constexpr int64_t kRowCost = 4;
 // What moving an element of an activation costs, in multiply-adds.
 constexpr int64_t kElementCost = 4;
+
+// Bytes of the output gradient that the bias's gradient reads before they are copied: few enough to be still near.
+constexpr int64_t kBiasBytes = 16 << 10;
 
 // Every call's view of its tensors, memory and threads.
 template <class P>
@@ -115,8 +118,10 @@ struct Call {
     return std::min(limit.tile_elements, limit.cache_bytes / 5 * 6 / int64_t{sizeof(P)});
   }
   // Copies cost writing them: what few edges an operand's channel has would not win that back.
+  // Pairs that are not shifted are not known in lane tiles, and half as dear.
   bool shifts_pay(int64_t channels) const {
-    return limit.cache_bytes > 0 && edge_count >= limit.shifted_edges * channels;
+    const bool pairs_alone = !std::is_same_v<P, A> && !in_rows;
+    return limit.cache_bytes > 0 && (pairs_alone || edge_count >= limit.shifted_edges * channels);
   }
 
   // Elements of working memory for a tile: a row tile's should stay in the second level cache.

@@ -149,6 +149,17 @@ struct ShiftedResult {
   bool stream;
 };
 
+// Sums over the pixels of channels [begin, end): to each channel's vector of sums, of A's lanes, adds those of `images`
+// images, of each the `pixels` from the tensor's address on.
+template <class A>
+struct ChannelSum {
+  const void* tensor;
+  int64_t image_stride, channel_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int64_t images, pixels;
+  A* sums;
+};
+
 template <class P>
 struct Conv2dKernels {
   static constexpr int kShapes = 5;     // rows_log2
@@ -171,6 +182,8 @@ struct Conv2dKernels {
   void (*unpack_rows[4])(const RowCopy<P>&);
   void (*pack_shifted[4])(const ShiftCopy<P>&);
   void (*unpack_shifted[4])(const ShiftedResult<P>&);
+  void (*sum_channels[4])(const ChannelSum<SumOf<P>>&);
+  int sum_lanes;  // in a vector of sums
   // `count` elements, those of the tensor `step` apart.
   void (*widen[4])(const void* tensor, int64_t step, int64_t count, P* to);
   void (*narrow[4])(const P* from, int64_t count, int64_t step, void* tensor);

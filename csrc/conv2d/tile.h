@@ -353,6 +353,25 @@ void unpack_rows(const RowCopy<A>& copy) {
   }
 }
 
+template <class A, class T>
+void sum_channels(const ChannelSum<A>& sum) {
+  for (int64_t n = 0; n < sum.images; ++n) {
+    for (int64_t c = sum.begin; c < sum.end; ++c) {
+      const T* from = static_cast<const T*>(sum.tensor) + n * sum.image_stride + c * sum.channel_stride;
+      A* to = sum.sums + c * kLanes<A>;
+      Vec<A> even = load(to), odd{};
+      int64_t q = 0;
+      for (; q + 2 * kLanes<A> <= sum.pixels; q += 2 * kLanes<A>) {
+        prefetch(from + q + kReadAhead / static_cast<int>(sizeof(T)));
+        even += load_widened<A>(from + q);
+        odd += load_widened<A>(from + q + kLanes<A>);
+      }
+      for (; q < sum.pixels; q += kLanes<A>) odd += load_widened<A>(from + q, sum.pixels - q);
+      store(to, even + odd);
+    }
+  }
+}
+
 // Whether vectors of A can be loaded from elements of T; float64 sums of float32 values go by elements.
 template <class A, class T>
 constexpr bool kConvertsVectors = sizeof(A) == sizeof(float) || sizeof(T) == sizeof(A);
@@ -408,6 +427,8 @@ constexpr void add_rows(Conv2dKernels<P>& table, DType dtype) {
   table.unpack_rows[d] = unpack_rows<P, T>;
   table.pack_shifted[d] = pack_shifted<P, T>;
   table.unpack_shifted[d] = unpack_shifted<P, T>;
+  if constexpr (kParts<P> > 1) table.sum_channels[d] = sum_channels<SumOf<P>, bf16>;
+  else table.sum_channels[d] = sum_channels<P, T>;
 }
 
 template <class A, class T>
@@ -424,6 +445,7 @@ template <class P>
 constexpr Conv2dKernels<P> conv2d_kernels() {
   Conv2dKernels<P> table{};
   table.lanes = kLanes<P>;
+  table.sum_lanes = kLanes<SumOf<P>>;
   table.forward_vectors = kForwardVectors<P>;
   table.backward_vectors = kBackwardVectors<P>;
   add_blocks<P, Conv2dKernels<P>::kShapes - 1, Conv2dKernels<P>::kMaxWidth>(table);

@@ -81,16 +81,27 @@ def conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
-    """Both gradients from one pass over the edges: dx (N, C, H, W) in x's dtype, dw (nnz,) in w's."""
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients from one pass over the edges: dx (N, C, H, W) in x's dtype, dw (nnz,) in w's, and dbias."""
     grad, x, w = grad.contiguous(), x.contiguous(), w.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype)
     dw = torch.empty(w.shape, dtype=w.dtype)
+    dbias = torch.empty(0, dtype=x.dtype) if bias_dtype is None else torch.empty(grad.shape[1], dtype=bias_dtype)
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ref(x), _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ref(dw)
+        shape,
+        row.numel(),
+        _ref(grad),
+        _ref(x),
+        _ref(w),
+        _index(ccol),
+        row.data_ptr(),
+        _ref(dx),
+        _ref(dw),
+        _ABSENT if bias_dtype is None else _ref(dbias),
     )
-    return dx, dw
+    return dx, dw, dbias
 
 
 def conv2d_input_grad(
@@ -111,7 +122,7 @@ def conv2d_input_grad(
     dx = torch.empty(grad.shape[0], channels, *input_size, dtype=grad.dtype)
     shape = [*dx.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT
+        shape, row.numel(), _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT, _ABSENT
     )
     return dx
 
@@ -133,6 +144,6 @@ def conv2d_weight_grad(
     dw = torch.empty(row.numel(), dtype=dtype or torch.promote_types(x.dtype, torch.float32))
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw)
+        shape, row.numel(), _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw), _ABSENT
     )
     return dw
