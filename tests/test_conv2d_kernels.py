@@ -229,6 +229,21 @@ def test_rows_of_pairs(name, tiny_tiles, isa):
     named_problem(name, torch.bfloat16, w_dtype=torch.float32).check(2)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4), (2, 16, 4, 8), (1, 40, 5, 16), (2, 33, 1, 33), (0, 2, 3, 3)])
+def test_channels_last_made_planar(shape, dtype, isa):
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    planar = cpu._planar(x)
+    assert planar.is_contiguous()
+    assert torch.equal(planar, x)
+
+
+def test_large_channels_last_made_planar(isa):
+    x = torch.randn(3, 64, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(cpu._planar(x), x)
+    assert cpu._planar(x).is_contiguous()
+
+
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd", "1x1 direct", "single image"])
 def test_inputs_of_any_strides(name):
     problem = named_problem(name)

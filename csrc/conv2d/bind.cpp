@@ -44,6 +44,13 @@ void bind_conv2d(pybind11::module_& m) {
                         tensor(bias_grad));
       },
       unlocked);
+  m.def(
+      "conv2d_make_planar",
+      [](int dtype, int64_t batch, int64_t channels, int64_t pixels, uintptr_t from, uintptr_t to) {
+        conv2d_make_planar(static_cast<DType>(dtype), batch, channels, pixels, reinterpret_cast<const void*>(from),
+                           reinterpret_cast<void*>(to));
+      },
+      unlocked);
   using Limits = std::array<int64_t, 7>;
   m.def("conv2d_exchange_limits", [](const Limits& v) {
     const Conv2dLimits old = exchange_conv2d_limits({v[0], v[1], v[2], v[3], v[4], v[5], v[6]});

@@ -42,4 +42,7 @@ void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, Tensor
 void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
                      IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad);
 
+// A channels_last tensor (N, H, W, C in memory) as a contiguous one.
+void conv2d_make_planar(DType dtype, int64_t batch, int64_t channels, int64_t pixels, const void* from, void* to);
+
 }  // namespace sparsekern

@@ -160,6 +160,14 @@ struct ChannelSum {
   A* sums;
 };
 
+// An image whose pixels hold their channels side by side, to planes of channels.
+struct PlanarCopy {
+  const void* from;
+  void* to;
+  int64_t channels, pixels;
+  bool stream;  // past the caches
+};
+
 template <class P>
 struct Conv2dKernels {
   static constexpr int kShapes = 5;     // rows_log2
@@ -178,6 +186,7 @@ struct Conv2dKernels {
   void (*put_lanes[4])(const Sink<P>&, const SumOf<P>*, const Block&, int64_t);
   void (*pack_lanes[4])(const LaneCopy<P>&);
   void (*unpack_lanes[4])(const LaneCopy<P>&);
+  void (*make_planar[4])(const PlanarCopy&);
   void (*pack_rows[4])(const RowCopy<P>&);
   void (*unpack_rows[4])(const RowCopy<P>&);
   void (*pack_shifted[4])(const ShiftCopy<P>&);

@@ -323,6 +323,30 @@ void unpack_lanes(const LaneCopy<A>& copy) {
   stream_fence();
 }
 
+template <class A, class T>
+void make_planar(const PlanarCopy& copy) {
+  constexpr int L = kLanes<A>;
+  const int64_t channels = copy.channels, pixels = copy.pixels;
+  for (int64_t q = 0; q < pixels; q += L) {
+    for (int64_t c = 0; c < channels; c += L) {
+      const T* from = static_cast<const T*>(copy.from) + q * channels + c;
+      T* to = static_cast<T*>(copy.to) + c * pixels + q;
+      const int64_t rows = pixels - q < L ? pixels - q : L, lanes = channels - c < L ? channels - c : L;
+      Vec<A> r[L];
+      if (rows == L && lanes == L) {
+        load_square<A>(from, channels, 0, r);
+        transpose<A>(r);
+        store_square<A>(to, pixels, r, copy.stream);
+      } else {
+        for (int i = 0; i < L; ++i) r[i] = i < rows ? load_widened<A>(from + i * channels, lanes) : Vec<A>{};
+        transpose<A>(r);
+        for (int j = 0; j < lanes; ++j) store_narrowed<A>(to + j * pixels, r[j], rows);
+      }
+    }
+  }
+  stream_fence();
+}
+
 // Bytes ahead of what is read that copies of rows ask for: images and channels follow one another.
 constexpr int kReadAhead = 2048;
 
@@ -437,6 +461,7 @@ constexpr void add_dtype(Conv2dKernels<A>& table, DType dtype) {
   table.put_lanes[d] = put_lanes<A, T>;
   table.pack_lanes[d] = pack_lanes<A, T>;
   table.unpack_lanes[d] = unpack_lanes<A, T>;
+  table.make_planar[d] = make_planar<A, T>;
   add_rows<A, T>(table, dtype);
   add_conversions<A, T>(table, dtype);
 }
