@@ -118,7 +118,7 @@ struct Call {
     return std::min(limit.tile_elements, limit.cache_bytes / 5 * 6 / int64_t{sizeof(P)});
   }
   // Copies cost writing them: what few edges an operand's channel has would not win that back.
-  // Pairs that are not shifted are not known in lane tiles, and half as dear.
+  // Pairs write half as much, and without shifts they would give way to lane tiles of float.
   bool shifts_pay(int64_t channels) const {
     const bool pairs_alone = !std::is_same_v<P, A> && !in_rows;
     return limit.cache_bytes > 0 && (pairs_alone || edge_count >= limit.shifted_edges * channels);
