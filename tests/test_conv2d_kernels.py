@@ -71,12 +71,16 @@ class Problem:
         """Every product, by name."""
         torch.set_num_threads(threads)
         csc = (self.ccol, self.row)
-        dx, dw = backend.conv2d_backward(self.grad, self.x, self.w, *csc, *self.geometry)
+        operands = self.grad, self.x, self.w, *csc, *self.geometry
+        dx, dw, dbias = backend.conv2d_backward(*operands, self.w.dtype)
+        *_, none = backend.conv2d_backward(*operands, None)
+        assert none.shape == (0,)
         results = {
             "y": self.y(backend),
             "y without bias": self.y(backend, bias=False),
             "dx": dx,
             "dw": dw,
+            "dbias": dbias,
             "dx alone": backend.conv2d_input_grad(self.grad, self.w, *csc, self.x.shape[2:], *self.geometry),
             "dw alone": backend.conv2d_weight_grad(self.grad, self.x, *csc, *self.geometry),
         }
@@ -219,6 +223,27 @@ def test_panels_of_any_dtype(name, dtype, density, tiny_tiles):
     named_problem(name, dtype, density).check(2)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_rows_of_pairs(name, tiny_tiles, isa):
+    """bfloat16 rows are multiplied two pixels to a word: named geometries with rows of 16, 32 and more pixels."""
+    named_problem(name, torch.bfloat16, w_dtype=torch.float32).check(2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4), (2, 16, 4, 8), (1, 40, 5, 16), (2, 33, 1, 33), (0, 2, 3, 3)])
+def test_channels_last_made_planar(shape, dtype, isa):
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    planar = cpu._planar(x)
+    assert planar.is_contiguous()
+    assert torch.equal(planar, x)
+
+
+def test_large_channels_last_made_planar(isa):
+    x = torch.randn(3, 64, 64, 64).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(cpu._planar(x), x)
+    assert cpu._planar(x).is_contiguous()
+
+
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd", "1x1 direct", "single image"])
 def test_inputs_of_any_strides(name):
     problem = named_problem(name)
@@ -235,19 +260,20 @@ def test_inputs_of_any_strides(name):
     assert_near(problem.results(cpu)["dw"], problem.results(reference)["dw"], "expanded grad")
 
 
-def check_same_bits(threads, name):
-    problem = named_problem(name)
+def check_same_bits(threads, name, dtype=torch.float32):
+    problem = named_problem(name, dtype)
     first = problem.results(cpu, threads)
     for _ in range(3):
-        named_problem("dilated").results(cpu, threads)  # leaves other values in the working memory
+        named_problem("dilated", dtype).results(cpu, threads)  # leaves other values in the working memory
         for key, result in problem.results(cpu, threads).items():
             assert torch.equal(result, first[key]), key
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_same_bits_each_time(threads, name):
-    check_same_bits(threads, name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_each_time(dtype, threads, name):
+    check_same_bits(threads, name, dtype)
 
 
 @pytest.mark.parametrize("name", ["3x3", "stride 2", "1x1 direct", "4x4 planes", "single image"])

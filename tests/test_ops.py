@@ -70,6 +70,7 @@ def test_opcheck_conv2d(geometry):
         (ops.conv2d_weight_grad, (grad, x, ccol, row, *geometry)),
     ):
         torch.library.opcheck(op, args)
+    torch.library.opcheck(ops.conv2d_backward, (grad, x, w, ccol, row, *geometry), {"bias_dtype": x.dtype})
 
 
 def assert_differentiable(function, tensors):

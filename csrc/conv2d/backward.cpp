@@ -5,32 +5,24 @@
 namespace sparsekern {
 namespace {
 
-template <class A>
-class Backward : Call<A> {
-  using Call<A>::shape;
-  using Call<A>::edge_count;
-  using Call<A>::kernels;
+template <class P>
+class Backward : Call<P> {
+  using typename Call<P>::A;
+  using Call<P>::shape;
+  using Call<P>::edge_count;
+  using Call<P>::kernels;
 
  public:
   Backward(const Conv2dShape& given, int64_t edges, TensorRef grad, TensorRef x, TensorRef values, IndexRef ccol,
-           const int32_t* row, TensorRef x_grad, TensorRef values_grad)
-      : Call<A>(given, edges), grad_(grad), x_(x), x_grad_(x_grad), values_grad_(values_grad),
-        ccol_(this->pointers(ccol, shape.columns() + 1)), row_(row), planes_(shape.channels * shape.classes()) {
-    weights_ = x_grad.data ? this->widened(values, edge_count, kWeights) : nullptr;
-    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
-    starts_ = this->template get<int64_t>(kStarts, planes_ + 1);
-    places_ = starts_;
-    starts_[0] = 0;
-    for (int64_t p = 0; p < planes_; ++p) {
-      starts_[p + 1] = starts_[p];
-      for_segments(p, 0, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
-        starts_[p + 1] += end - begin;
-      });
-    }
-  }
+           const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad)
+      : Call<P>(given, edges), grad_(grad), x_(x), values_(values), x_grad_(x_grad), values_grad_(values_grad), bias_grad_(bias_grad),
+        ccol_ref_(ccol), row_(row), planes_(shape.channels * shape.classes()) {}
 
-  void run() {
+  // False, and nothing is done, where the planes cannot be of this type.
+  bool run() {
     const std::vector<Batch> batches = this->batches();
+    if (!this->know(batches)) return false;
+    take_operands();
     if (!batches.empty()) place_edges(batches[0]);
     // Sums of each team's own may take as much memory as the activations, together.
     const bool own_sums_fit =
@@ -45,11 +37,31 @@ class Backward : Call<A> {
     if (values_grad_.data)
       parallel_ranges(most_teams * edge_count, 1 << 16,
                       [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
+    const int64_t bias_size = bias_grad_.data ? shape.out_channels * kernels.sum_lanes : 0;
+    bias_sums_ = this->template get<A>(kBiasSums, most_teams * bias_size);
+    std::fill_n(bias_sums_, most_teams * bias_size, A(0));
     for (size_t b = 0; b < batches.size(); ++b) run_batch(batches[b], teams[b], sums);
     if (values_grad_.data) store_values_grad(sums, most_teams);
+    if (bias_grad_.data) store_bias_grad(most_teams);
+    return true;
   }
 
  private:
+  void take_operands() {
+    ccol_ = this->pointers(ccol_ref_, shape.columns() + 1);
+    weights_ = x_grad_.data ? this->widened(values_, edge_count, kWeights) : nullptr;
+    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
+    starts_ = this->template get<int64_t>(kStarts, planes_ + 1);
+    places_ = starts_;
+    starts_[0] = 0;
+    for (int64_t p = 0; p < planes_; ++p) {
+      starts_[p + 1] = starts_[p];
+      for_segments(p, 0, [&](int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
+        starts_[p + 1] += end - begin;
+      });
+    }
+  }
+
   std::vector<Batch> batches() const {
     if (this->shifts_pay(shape.out_channels)) {
       const Shifts shifts = Shifts::backward(shape, kernels.lanes);
@@ -159,19 +171,19 @@ class Backward : Call<A> {
     const int64_t out_size = batch.kind == TileKind::flat && x_grad_.data ? in_size : 0;
     const int64_t waiting_size =
         panels_.count > 1 && x_grad_.data ? planes_ * kernels.backward_vectors * kernels.lanes : 0;
-    A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
-    A* grads = this->template get<A>(kGradPlanes, grad_size * teams.count);
-    A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
+    P* inputs = this->template get<P>(kInputPlanes, in_size * teams.count);
+    P* grads = this->template get<P>(kGradPlanes, grad_size * teams.count);
+    P* outputs = this->template get<P>(kOutPlanes, out_size * teams.count);
     A* waiting = this->template get<A>(kSums, waiting_size * teams.count);
     parallel_tasks(teams.count, [&](int64_t team) {
       const Span mine = share(tiles, team, teams.count);
-      A* input = inputs + in_size * team;
+      P* input = inputs + in_size * team;
       for (int64_t t = mine.begin; t < mine.end; ++t) {
         const Tile& tile = batch.tiles[t];
         const bool clear = t == mine.begin || !same_layout(tile, batch.tiles[t - 1]);
         run_tile(planes, tile, clear, teams.size, input, grads + grad_size * team,
                  out_size ? outputs + out_size * team : input, waiting + waiting_size * team,
-                 sums + edge_count * team);
+                 sums + edge_count * team, bias_sums_ + shape.out_channels * kernels.sum_lanes * team);
       }
     });
   }
@@ -179,32 +191,39 @@ class Backward : Call<A> {
   // Row tiles: whether the tensors' elements are not those that kernels work on.
   bool converts() const { return grad_.dtype != this->native(); }
 
-  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* grad, A* output,
-                A* waiting, A* sums) {
-    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
-    const Mover<A> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
+  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, P* input, P* grad, P* output,
+                A* waiting, A* sums, A* bias_sums) {
+    const Mover<P> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
+    const Mover<P> dx{kernels, x_grad_, shape.channels, shape.pixels(), planes.kind, planes.unit,
                       shape.batch * shape.channels * shape.pixels() > kStreamElements};
-    const Mover<A> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit, false};
+    const Mover<P> dy{kernels, grad_, shape.out_channels, shape.out_pixels(), planes.kind, planes.unit, false};
     const bool row = planes.direct, shifted = planes.kind == TileKind::shifted;
     const int64_t image = tile.images.begin;
     // The input's rows that a row tile works on.
     const Span rows = shape.y.positions(tile.rows);
-    if (planes.in_place) grad = dy.template image<A>(image);
+    if (planes.in_place) grad = dy.template image<P>(image);
     if (row && !converts()) {
-      if (values_grad_.data) input = x.template image<A>(image);
-      if (x_grad_.data) output = dx.template image<A>(image);
+      if (values_grad_.data) input = x.template image<P>(image);
+      if (x_grad_.data) output = dx.template image<P>(image);
     }
     Layout layout, grad_layout;
     if (!row && !shifted) layout = planes.input(tile, tile.rows);
     if (!shifted) grad_layout = planes.grad(tile);
     parallel_tasks(workers, [&](int64_t worker) {
       const Span outs = share(shape.out_channels, worker, workers);
-      const ShiftMover<A> shift{shape, planes};
-      if (shifted) {
-        shift.pack_shifted_grad(dy, tile, outs, clear, grad);
-      } else if (!planes.in_place) {
-        if (clear) dy.clear_gaps(grad_layout, outs, grad);
-        dy.pack(grad_layout, tile, outs, grad);
+      const ShiftMover<P> shift{shape, planes};
+      const Span pixels = out_pixels_of(tile);
+      const int64_t bytes = std::max<int64_t>(1, tile.images.length() * pixels.length() * size_of(grad_.dtype));
+      const int64_t few = bias_grad_.data ? std::max<int64_t>(1, kBiasBytes / bytes) : shape.out_channels;
+      for (int64_t c = outs.begin; c < outs.end; c += few) {
+        const Span these = intersect(outs, {c, c + few});
+        if (bias_grad_.data) dy.sum(tile.images, these, pixels, bias_sums);
+        if (shifted) {
+          shift.pack_shifted_grad(dy, tile, these, clear, grad);
+        } else if (!planes.in_place) {
+          if (clear) dy.clear_gaps(grad_layout, these, grad);
+          dy.pack(grad_layout, tile, these, grad);
+        }
       }
       if (!values_grad_.data) return;
       const Span channels = share(shape.channels, worker, workers);
@@ -225,7 +244,7 @@ class Backward : Call<A> {
       for (int64_t cls = 0; cls < shape.classes(); ++cls) {
         const Span planes_here = intersect(mine, {cls * shape.channels, (cls + 1) * shape.channels});
         if (planes_here.length() == 0) continue;
-        const BackwardArgs<A> args{input, output, row ? shape.pixels() : planes.input_size * planes.unit, grad,
+        const BackwardArgs<P> args{input, output, row ? shape.pixels() : planes.input_size * planes.unit, grad,
                                    planes_here.begin, planes_here.end, sums, row && !converts() && dx.stream};
         for (const Block& block : planes.backward_blocks(tile, cls, kernels.backward_vectors)) {
           for (int64_t p = 0; p < panels_.count; ++p) {
@@ -240,14 +259,31 @@ class Backward : Call<A> {
     parallel_tasks(workers, [&](int64_t worker) {
       const Span channels = share(shape.channels, worker, workers);
       if (row) dx.narrow_rows(image, channels, rows, shape.x.size, output);
-      else if (shifted) ShiftMover<A>{shape, planes}.unpack_input_grad(dx, tile, channels, output);
+      else if (shifted) ShiftMover<P>{shape, planes}.unpack_input_grad(dx, tile, channels, output);
       else dx.unpack(layout, tile, channels, output);
     });
   }
 
+  // The output's pixels that are this tile's, not also another's.
+  Span out_pixels_of(const Tile& tile) const {
+    const Span rows = intersect({0, shape.y.out}, tile.rows);
+    return {rows.begin * shape.x.out, rows.end * shape.x.out};
+  }
+
+  void store_bias_grad(int64_t teams) {
+    A* totals = this->template get<A>(kBias, shape.out_channels);
+    std::fill_n(totals, shape.out_channels, A(0));
+    const A* sums = bias_sums_;
+    for (int64_t team = 0; team < teams; ++team)
+      for (int64_t c = 0; c < shape.out_channels; ++c)
+        for (int lane = 0; lane < kernels.sum_lanes; ++lane) totals[c] += *sums++;
+    kernels_of<A>(active_isa()).narrow[static_cast<int>(bias_grad_.dtype)](totals, shape.out_channels, 1,
+                                                                           bias_grad_.data);
+  }
+
   // Adds up the teams' sums, always in the same order, and puts them where the values are stored.
   void store_values_grad(A* sums, int64_t teams) {
-    const int d = static_cast<int>(values_grad_.dtype);
+    const auto narrow = kernels_of<A>(active_isa()).narrow[static_cast<int>(values_grad_.dtype)];
     if (teams > 1)
       parallel_ranges(edge_count, 1 << 15, [&](int64_t begin, int64_t end) {
         for (int64_t team = 1; team < teams; ++team)
@@ -258,18 +294,20 @@ class Backward : Call<A> {
       for (int64_t p = mine.begin; p < mine.end; ++p) {
         for_runs(p, [&](int64_t place, int64_t begin, int64_t end, const Axis::Tap&, const Axis::Tap&) {
           char* to = static_cast<char*>(values_grad_.data) + begin * size_of(values_grad_.dtype);
-          kernels.narrow[d](sums + place, end - begin, 1, to);
+          narrow(sums + place, end - begin, 1, to);
         });
       }
     });
   }
 
-  TensorRef grad_, x_, x_grad_, values_grad_;
+  TensorRef grad_, x_, values_, x_grad_, values_grad_, bias_grad_;
+  IndexRef ccol_ref_;
   const int64_t* ccol_;
   const int32_t* row_;
   int64_t planes_;  // of the input: channels x classes
   const A* weights_;
   Edge<A>* edges_;
+  A* bias_sums_;            // of each team, a vector for each output channel
   int64_t* starts_;         // edges of the planes before each
   Panels panels_{1, shape.out_channels};
   const int64_t* places_;
@@ -278,10 +316,13 @@ class Backward : Call<A> {
 }  // namespace
 
 void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
-                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad) {
-  if (!x_grad.data && !values_grad.data) return;  // the gradient of no values has no address either
-  if (grad.dtype == DType::f64) Backward<double>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
-  else Backward<float>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad).run();
+                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad) {
+  if (!x_grad.data && !values_grad.data && !bias_grad.data) return;  // the gradient of no values has no address either
+  const auto run = [&](auto plane) {
+    return Backward<decltype(plane)>(shape, edges, grad, x, values, ccol, row, x_grad, values_grad, bias_grad).run();
+  };
+  if (grad.dtype == DType::f64) run(double());
+  else if (grad.dtype != DType::bf16 || !run(Bf16Bits())) run(float());
 }
 
 }  // namespace sparsekern

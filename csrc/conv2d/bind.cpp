@@ -38,9 +38,17 @@ void bind_conv2d(pybind11::module_& m) {
   m.def(
       "conv2d_backward",
       [](const Shape& shape, int64_t edges, Tensor grad, Tensor x, Tensor values, Index ccol, uintptr_t row,
-         Tensor x_grad, Tensor values_grad) {
+         Tensor x_grad, Tensor values_grad, Tensor bias_grad) {
         conv2d_backward(shape_from(shape), edges, tensor(grad), tensor(x), tensor(values), index(ccol),
-                        reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad));
+                        reinterpret_cast<const int32_t*>(row), tensor(x_grad), tensor(values_grad),
+                        tensor(bias_grad));
+      },
+      unlocked);
+  m.def(
+      "conv2d_make_planar",
+      [](int dtype, int64_t batch, int64_t channels, int64_t pixels, uintptr_t from, uintptr_t to) {
+        conv2d_make_planar(static_cast<DType>(dtype), batch, channels, pixels, reinterpret_cast<const void*>(from),
+                           reinterpret_cast<void*>(to));
       },
       unlocked);
   using Limits = std::array<int64_t, 7>;

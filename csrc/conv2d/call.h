@@ -18,16 +18,22 @@ namespace sparsekern {
 
 extern Conv2dLimits conv2d_limits;
 
-template <class A>
-inline const Conv2dKernels<A>& kernels_of(const IsaKernels& isa) {
-  if constexpr (std::is_same_v<A, float>) return isa.conv2d_f32;
-  else return isa.conv2d_f64;
+template <class P>
+inline const Conv2dKernels<P>& kernels_of(const IsaKernels& isa) {
+  if constexpr (std::is_same_v<P, float>) return isa.conv2d_f32;
+  else if constexpr (std::is_same_v<P, double>) return isa.conv2d_f64;
+  else return isa.conv2d_bf16;
+}
+
+template <class P>
+constexpr DType dtype_of() {
+  return std::is_same_v<P, float> ? DType::f32 : std::is_same_v<P, double> ? DType::f64 : DType::bf16;
 }
 
 // Slots of the calling thread's scratch.
 enum Slot : size_t {
   kPointers, kWeights, kEdges, kStarts, kCuts, kPlaces, kColumns, kBias, kInputPlanes, kGradPlanes, kOutPlanes,
-  kPartials, kSums,
+  kPartials, kSums, kBiasSums,
 };
 
 // What a row costs besides its edges, in edges.
@@ -35,12 +41,16 @@ constexpr int64_t kRowCost = 4;
 // What moving an element of an activation costs, in multiply-adds.
 constexpr int64_t kElementCost = 4;
 
+// Bytes of the output gradient that the bias's gradient reads before they are copied: few enough to be still near.
+constexpr int64_t kBiasBytes = 16 << 10;
+
 // Every call's view of its tensors, memory and threads.
-template <class A>
+template <class P>
 struct Call {
+  using A = SumOf<P>;
   const Conv2dShape shape;
   const int64_t edge_count;
-  const Conv2dKernels<A>& kernels = kernels_of<A>(active_isa());
+  const Conv2dKernels<P>& kernels = kernels_of<P>(active_isa());
   Scratch& scratch = Scratch::of_this_thread();
   const Conv2dLimits limit = conv2d_limits;
   const bool in_rows = limit.cache_bytes > 0 && rows_fill_vectors(shape, kernels.lanes);
@@ -70,21 +80,29 @@ struct Call {
 
   // A vector of values in the type that they are multiplied in.
   const A* widened(TensorRef tensor, int64_t count, Slot slot) const {
-    if (tensor.dtype == native()) return static_cast<const A*>(tensor.data);
+    if (tensor.dtype == dtype_of<A>()) return static_cast<const A*>(tensor.data);
     A* to = get<A>(slot, count);
     const char* from = static_cast<const char*>(tensor.data);
     parallel_ranges(count, 1 << 16, [&](int64_t begin, int64_t end) {
-      kernels.widen[static_cast<int>(tensor.dtype)](from + begin * size_of(tensor.dtype), 1, end - begin, to + begin);
+      kernels_of<A>(active_isa()).widen[static_cast<int>(tensor.dtype)](from + begin * size_of(tensor.dtype), 1, end - begin, to + begin);
     });
     return to;
   }
 
-  static DType native() { return std::is_same_v<A, float> ? DType::f32 : DType::f64; }
+  static constexpr DType native() { return dtype_of<P>(); }
+
+  // Whether these kernels know all of the batches: pairs are made of neighbouring pixels, in rows.
+  static bool know(const std::vector<Batch>& batches) {
+    if constexpr (std::is_same_v<P, A>) return true;
+    for (const Batch& batch : batches)
+      if (batch.kind != TileKind::row && batch.kind != TileKind::shifted) return false;
+    return true;
+  }
 
   int64_t edge_tasks() const { return edge_count < (1 << 15) ? 1 : threads; }
 
   Panels panels(int64_t group_channels, int64_t window, int64_t rows) const {
-    return Panels::of(group_channels, window * int64_t{sizeof(A)}, edge_count / std::max<int64_t>(1, rows),
+    return Panels::of(group_channels, window * int64_t{sizeof(P)}, edge_count / std::max<int64_t>(1, rows),
                       limit.panel_bytes, limit.panel_edges);
   }
 
@@ -92,21 +110,23 @@ struct Call {
   // pays while it stays in the second level cache: it is read in order, and its vectors are aligned.
   bool reads_in_place(DType dtype, int64_t channels) const {
     return shape.y.plain() && shape.x.plain() && dtype == native() &&
-           channels * shape.pixels() * int64_t{sizeof(A)} > limit.cache_bytes / 2 * 3;
+           channels * shape.pixels() * int64_t{sizeof(P)} > limit.cache_bytes / 2 * 3;
   }
 
   // A shifted tile's working memory may be a little larger than a row tile's: nothing else of the tile is read again.
   int64_t shifted_elements() const {
-    return std::min(limit.tile_elements, limit.cache_bytes / 5 * 6 / int64_t{sizeof(A)});
+    return std::min(limit.tile_elements, limit.cache_bytes / 5 * 6 / int64_t{sizeof(P)});
   }
   // Copies cost writing them: what few edges an operand's channel has would not win that back.
+  // Pairs write half as much, and without shifts they would give way to lane tiles of float.
   bool shifts_pay(int64_t channels) const {
-    return limit.cache_bytes > 0 && edge_count >= limit.shifted_edges * channels;
+    const bool pairs_alone = !std::is_same_v<P, A> && !in_rows;
+    return limit.cache_bytes > 0 && (pairs_alone || edge_count >= limit.shifted_edges * channels);
   }
 
   // Elements of working memory for a tile: a row tile's should stay in the second level cache.
   int64_t tile_elements() const {
-    return in_rows ? std::min(limit.tile_elements, limit.cache_bytes / int64_t{sizeof(A)}) : limit.tile_elements;
+    return in_rows ? std::min(limit.tile_elements, limit.cache_bytes / int64_t{sizeof(P)}) : limit.tile_elements;
   }
 };
 

@@ -37,9 +37,12 @@ Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits);
 void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias,
                     IndexRef crow, const int32_t* col, IndexRef permutation, TensorRef y);
 
-// The gradients of x and of the values, edges in the order of columns (ccol, row). Either result may be
-// absent (null data), and then also the operand that only it needs: values or x.
+// The gradients of x, of the values and of the bias, edges in the order of columns (ccol, row). Results may be absent
+// (null data), and then also the operand that only one of the first two needs: values or x.
 void conv2d_backward(const Conv2dShape& shape, int64_t edges, TensorRef grad, TensorRef x, TensorRef values,
-                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad);
+                     IndexRef ccol, const int32_t* row, TensorRef x_grad, TensorRef values_grad, TensorRef bias_grad);
+
+// A channels_last tensor (N, H, W, C in memory) as a contiguous one.
+void conv2d_make_planar(DType dtype, int64_t batch, int64_t channels, int64_t pixels, const void* from, void* to);
 
 }  // namespace sparsekern

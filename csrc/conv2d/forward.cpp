@@ -7,30 +7,25 @@
 namespace sparsekern {
 namespace {
 
-template <class A>
-class Forward : Call<A> {
-  using Call<A>::shape;
-  using Call<A>::edge_count;
-  using Call<A>::kernels;
+template <class P>
+class Forward : Call<P> {
+  using typename Call<P>::A;
+  using Call<P>::shape;
+  using Call<P>::edge_count;
+  using Call<P>::kernels;
 
  public:
   Forward(const Conv2dShape& given, int64_t edges, TensorRef x, TensorRef values, TensorRef bias, IndexRef crow,
           const int32_t* col, IndexRef permutation, TensorRef y)
-      : Call<A>(given, edges), x_(x), y_(y), rows_(shape.out_channels),
-        crow_(this->pointers(crow, rows_ + 1)), col_(col), permutation_(permutation) {
-    weights_ = this->widened(values, edge_count, kWeights);
-    if (bias.data) {
-      bias_ = this->widened(bias, rows_, kBias);
-    } else {
-      A* zeros = this->template get<A>(kBias, rows_);
-      std::fill_n(zeros, rows_, A(0));
-      bias_ = zeros;
-    }
-    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
-  }
+      : Call<P>(given, edges), x_(x), y_(y), values_(values), bias_ref_(bias), crow_ref_(crow),
+        rows_(shape.out_channels), col_(col), permutation_(permutation) {}
 
-  void run() {
-    for (const Batch& batch : batches()) {
+  // False, and nothing is done, where the planes cannot be of this type.
+  bool run() {
+    const std::vector<Batch> batches = this->batches();
+    if (!this->know(batches)) return false;
+    take_operands();
+    for (const Batch& batch : batches) {
       const bool in_place = batch.kind == TileKind::row && this->reads_in_place(x_.dtype, shape.channels);
       const Planes planes = Planes::forward(shape, batch, kernels.lanes, in_place);
       panels_ = choose_panels(planes, batch);
@@ -46,8 +41,8 @@ class Forward : Call<A> {
       if (batch.kind != TileKind::lane && !planes.direct) out_size = rows_ * planes.out_size;
       if (planes.direct && y_.dtype != this->native()) out_size = rows_ * shape.out_pixels();
       const int64_t sums_size = panels_.count > 1 ? rows_ * kernels.forward_vectors * kernels.lanes : 0;
-      A* inputs = this->template get<A>(kInputPlanes, in_size * teams.count);
-      A* outputs = this->template get<A>(kOutPlanes, out_size * teams.count);
+      P* inputs = this->template get<P>(kInputPlanes, in_size * teams.count);
+      P* outputs = this->template get<P>(kOutPlanes, out_size * teams.count);
       A* sums = this->template get<A>(kSums, sums_size * teams.count);
       parallel_tasks(teams.count, [&](int64_t team) {
         const Span mine = share(tiles, team, teams.count);
@@ -59,9 +54,23 @@ class Forward : Call<A> {
         }
       });
     }
+    return true;
   }
 
  private:
+  void take_operands() {
+    crow_ = this->pointers(crow_ref_, rows_ + 1);
+    weights_ = this->widened(values_, edge_count, kWeights);
+    if (bias_ref_.data) {
+      bias_ = this->widened(bias_ref_, rows_, kBias);
+    } else {
+      A* zeros = this->template get<A>(kBias, rows_);
+      std::fill_n(zeros, rows_, A(0));
+      bias_ = zeros;
+    }
+    edges_ = this->template get<Edge<A>>(kEdges, edge_count);
+  }
+
   std::vector<Batch> batches() const {
     if (this->shifts_pay(shape.channels)) {
       const Shifts shifts = Shifts::forward(shape, kernels.lanes);
@@ -154,17 +163,17 @@ class Forward : Call<A> {
     places_ = places;
   }
 
-  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, A* input, A* output, A* sums) {
-    const Mover<A> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
-    const Mover<A> y{kernels, y_, rows_, shape.out_pixels(), planes.kind, planes.unit,
+  void run_tile(const Planes& planes, const Tile& tile, bool clear, int64_t workers, P* input, P* output, A* sums) {
+    const Mover<P> x{kernels, x_, shape.channels, shape.pixels(), planes.kind, planes.unit, false};
+    const Mover<P> y{kernels, y_, rows_, shape.out_pixels(), planes.kind, planes.unit,
                      shape.batch * rows_ * shape.out_pixels() > kStreamElements};
     const int64_t image = tile.images.begin;
     if (planes.in_place) {
-      input = x.template image<A>(image);
+      input = x.template image<P>(image);
     } else if (planes.kind == TileKind::shifted) {
       parallel_tasks(workers, [&](int64_t worker) {
         const Span channels = share(shape.channels, worker, workers);
-        ShiftMover<A>{shape, planes}.pack_shifted_input(x, tile, channels, clear, input);
+        ShiftMover<P>{shape, planes}.pack_shifted_input(x, tile, channels, clear, input);
       });
     } else {
       const Layout layout = planes.input(tile, {tile.rows.begin, tile.rows.end + shape.y.reach});
@@ -175,7 +184,7 @@ class Forward : Call<A> {
       });
     }
     const bool converts = planes.direct && y_.dtype != this->native();
-    Sink<A> sink{nullptr, output, planes.direct ? y.pixels : planes.out_size, 0, 1, false};
+    Sink<P> sink{nullptr, output, planes.direct ? y.pixels : planes.out_size, 0, 1, false};
     if (planes.direct && !converts) sink = {nullptr, y.at(image * y.image_stride()), y.pixels, 0, 1, y.stream};
     if (planes.kind == TileKind::lane)
       sink = {kernels.put_lanes[static_cast<int>(y_.dtype)], y.at(image * y.image_stride()), y.pixels,
@@ -183,7 +192,7 @@ class Forward : Call<A> {
     const std::vector<Block> blocks = planes.forward_blocks(tile, block_vectors(planes));
     parallel_tasks(workers, [&](int64_t worker) {
       const Span rows = share_of_rows(crow_, rows_, worker, workers);
-      const ForwardArgs<A> args{input, rows.begin, rows.end, bias_, sink};
+      const ForwardArgs<P> args{input, rows.begin, rows.end, bias_, sink};
       for (const Block& block : blocks) {
         for (int64_t p = 0; p < panels_.count; ++p) {
           const ChannelPanel<A> panel{{edges_, places_ + p * rows_}, sums, block_vectors(planes) * kernels.lanes,
@@ -195,7 +204,7 @@ class Forward : Call<A> {
     });
     if (planes.kind == TileKind::shifted && !planes.direct) {
       parallel_tasks(workers, [&](int64_t worker) {
-        ShiftMover<A>{shape, planes}.unpack_output(y, tile, share(rows_, worker, workers), output);
+        ShiftMover<P>{shape, planes}.unpack_output(y, tile, share(rows_, worker, workers), output);
       });
     }
     if (planes.kind == TileKind::flat) {
@@ -206,7 +215,8 @@ class Forward : Call<A> {
     }
   }
 
-  TensorRef x_, y_;
+  TensorRef x_, y_, values_, bias_ref_;
+  IndexRef crow_ref_;
   int64_t rows_;  // output channels
   const int64_t* crow_;
   const int32_t* col_;
@@ -226,8 +236,11 @@ Conv2dLimits exchange_conv2d_limits(Conv2dLimits limits) { return std::exchange(
 
 void conv2d_forward(const Conv2dShape& shape, int64_t edges, TensorRef x, TensorRef values, TensorRef bias,
                     IndexRef crow, const int32_t* col, IndexRef permutation, TensorRef y) {
-  if (x.dtype == DType::f64) Forward<double>(shape, edges, x, values, bias, crow, col, permutation, y).run();
-  else Forward<float>(shape, edges, x, values, bias, crow, col, permutation, y).run();
+  const auto run = [&](auto plane) {
+    return Forward<decltype(plane)>(shape, edges, x, values, bias, crow, col, permutation, y).run();
+  };
+  if (x.dtype == DType::f64) run(double());
+  else if (x.dtype != DType::bf16 || !run(Bf16Bits())) run(float());
 }
 
 }  // namespace sparsekern

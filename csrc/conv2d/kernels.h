@@ -10,6 +10,22 @@
 
 namespace sparsekern {
 
+// What planes hold: float, double or the bits of a bfloat16. A vector of these is one of pairs, widened to two vectors of
+// float when it is multiplied: the even elements and the odd ones.
+using Bf16Bits = uint16_t;
+
+template <class P>
+struct SumType {
+  using type = P;
+};
+template <>
+struct SumType<Bf16Bits> {
+  using type = float;
+};
+// What elements of planes are multiplied and summed in.
+template <class P>
+using SumOf = typename SumType<P>::type;
+
 // A nonzero weight as a kernel meets it: how many elements after the block's first vector its operand lies.
 template <class A>
 struct Edge {
@@ -47,10 +63,10 @@ struct ChannelPanel {
   bool first, last;  // sums start anew; results go where they belong
 };
 
-// Where a forward block's results go: with `put`, pixels whose lanes are images; without, elements of A as they are.
-template <class A>
+// Where a forward block's results go: with `put`, pixels whose lanes are images; without, elements of planes.
+template <class P>
 struct Sink {
-  void (*put)(const Sink& sink, const A* vectors, const Block& block, int64_t channel);
+  void (*put)(const Sink& sink, const SumOf<P>* vectors, const Block& block, int64_t channel);
   void* data;
   int64_t channel_stride;
   int64_t image_stride;
@@ -58,23 +74,23 @@ struct Sink {
   bool stream;  // past the caches: the tensor is large, and the same vectors of all images share a cache set
 };
 
-template <class A>
+template <class P>
 struct ForwardArgs {
-  const A* input;
+  const P* input;
   int64_t begin, end;  // output channels to work on, a row of edges each
-  const A* bias;
-  Sink<A> sink;
+  const SumOf<P>* bias;
+  Sink<P> sink;
 };
 
-template <class A>
+template <class P>
 struct BackwardArgs {
-  const A* input;  // planes, plane_size elements apart
-  A* input_grad;   // likewise; may be `input` itself
+  const P* input;  // planes, plane_size elements apart
+  P* input_grad;   // likewise; may be `input` itself
   int64_t plane_size;
-  const A* grad;
-  int64_t begin, end;  // planes to work on, a row of edges each
-  A* weight_grad;      // of each edge, added to
-  bool stream;         // past the caches
+  const P* grad;
+  int64_t begin, end;      // planes to work on, a row of edges each
+  SumOf<P>* weight_grad;  // of each edge, added to
+  bool stream;             // past the caches
 };
 
 // Moves channels [begin, end) of up to kLanes images between a tensor and planes whose vectors are pixels, one
@@ -133,31 +149,53 @@ struct ShiftedResult {
   bool stream;
 };
 
+// Sums over the pixels of channels [begin, end): to each channel's vector of sums, of A's lanes, adds those of `images`
+// images, of each the `pixels` from the tensor's address on.
 template <class A>
+struct ChannelSum {
+  const void* tensor;
+  int64_t image_stride, channel_stride;  // of the tensor, in elements
+  int64_t begin, end;
+  int64_t images, pixels;
+  A* sums;
+};
+
+// An image whose pixels hold their channels side by side, to planes of channels.
+struct PlanarCopy {
+  const void* from;
+  void* to;
+  int64_t channels, pixels;
+  bool stream;  // past the caches
+};
+
+template <class P>
 struct Conv2dKernels {
   static constexpr int kShapes = 5;     // rows_log2
   static constexpr int kMaxWidth = 16;  // vectors in a row
-  using Forward = void (*)(const ForwardArgs<A>&, const ChannelPanel<A>&, const Block&);
-  using Backward = void (*)(const BackwardArgs<A>&, const ChannelPanel<A>&, const Block&);
+  using Forward = void (*)(const ForwardArgs<P>&, const ChannelPanel<SumOf<P>>&, const Block&);
+  using Backward = void (*)(const BackwardArgs<P>&, const ChannelPanel<SumOf<P>>&, const Block&);
 
-  int lanes;
+  int lanes;  // elements of planes in a vector
   int forward_vectors, backward_vectors;  // the most that a block may hold
   Forward forward[kShapes][kMaxWidth + 1];
   Backward backward[kShapes][kMaxWidth + 1];  // both gradients
   Backward input_grad[kShapes][kMaxWidth + 1];
   Backward weight_grad[kShapes][kMaxWidth + 1];
 
-  // By the tensor's DType; null where A does not compute that type.
-  void (*put_lanes[4])(const Sink<A>&, const A*, const Block&, int64_t);
-  void (*pack_lanes[4])(const LaneCopy<A>&);
-  void (*unpack_lanes[4])(const LaneCopy<A>&);
-  void (*pack_rows[4])(const RowCopy<A>&);
-  void (*unpack_rows[4])(const RowCopy<A>&);
-  void (*pack_shifted[4])(const ShiftCopy<A>&);
-  void (*unpack_shifted[4])(const ShiftedResult<A>&);
+  // By the tensor's DType; null where these planes do not hold that type. Pairs have those of rows alone.
+  void (*put_lanes[4])(const Sink<P>&, const SumOf<P>*, const Block&, int64_t);
+  void (*pack_lanes[4])(const LaneCopy<P>&);
+  void (*unpack_lanes[4])(const LaneCopy<P>&);
+  void (*make_planar[4])(const PlanarCopy&);
+  void (*pack_rows[4])(const RowCopy<P>&);
+  void (*unpack_rows[4])(const RowCopy<P>&);
+  void (*pack_shifted[4])(const ShiftCopy<P>&);
+  void (*unpack_shifted[4])(const ShiftedResult<P>&);
+  void (*sum_channels[4])(const ChannelSum<SumOf<P>>&);
+  int sum_lanes;  // in a vector of sums
   // `count` elements, those of the tensor `step` apart.
-  void (*widen[4])(const void* tensor, int64_t step, int64_t count, A* to);
-  void (*narrow[4])(const A* from, int64_t count, int64_t step, void* tensor);
+  void (*widen[4])(const void* tensor, int64_t step, int64_t count, P* to);
+  void (*narrow[4])(const P* from, int64_t count, int64_t step, void* tensor);
 };
 
 }  // namespace sparsekern

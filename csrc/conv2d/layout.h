@@ -8,6 +8,7 @@
 // A shifted tile is a row tile that holds that operand once for each shift along a row (shifts.h), so that all vectors
 // are aligned. Images whose rows are short lie side by side in a vector; then, and with stride 2, the other tensors
 // have planes of vectors too.
+// In row and shifted tiles planes may hold bfloat16 as the tensors do (SumOf in kernels.h).
 #pragma once
 
 #include <cstdint>

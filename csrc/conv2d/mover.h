@@ -72,6 +72,13 @@ struct Mover {
             planes + first, pixels, 0};
   }
 
+  // Adds `part` of each of the images' pixels to their channels' vectors of sums.
+  void sum(Span images, Span range, Span part, SumOf<A>* sums) const {
+    kernels.sum_channels[static_cast<int>(tensor.dtype)]({at(images.begin * image_stride() + part.begin), image_stride(),
+                                                          pixels, range.begin, range.end, images.length(),
+                                                          part.length(), sums});
+  }
+
   // Pixels that the planes do not hold become zero.
   void unpack(const Layout& layout, const Tile& tile, Span range, A* planes) const {
     const int d = static_cast<int>(tensor.dtype);

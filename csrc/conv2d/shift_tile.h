@@ -58,7 +58,12 @@ SK_INLINE void transpose_pieces(Vec<A>* r) {
 
 // Lanes [begin, end) from memory, the others zero, not touching what lies before or after them. p is lane 0's place.
 #if defined(__AVX512F__)
-SK_INLINE uint32_t lane_mask(int begin, int end) { return (1u << end) - (1u << begin); }
+SK_INLINE uint32_t lane_mask(int begin, int end) {
+  return static_cast<uint32_t>((uint64_t{1} << end) - (uint64_t{1} << begin));
+}
+SK_INLINE Vec<uint16_t> load_lanes(const uint16_t* p, int begin, int end) {
+  return (Vec<uint16_t>)_mm512_maskz_loadu_epi16(lane_mask(begin, end), p);
+}
 SK_INLINE Vec<float> load_lanes(const float* p, int begin, int end) {
   return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_mask(begin, end)), p);
 }
@@ -73,6 +78,12 @@ SK_INLINE Vec<float> load_lanes(const T* p, int begin, int end) {
   return load_widened<float>(elements);
 }
 #else
+SK_INLINE Vec<uint16_t> load_lanes(const uint16_t* p, int begin, int end) {
+  if (begin == 0 && end == kLanes<uint16_t>) return load_unaligned(p);
+  Vec<uint16_t> v{};
+  for (int j = begin; j < end; ++j) v[j] = p[j];
+  return v;
+}
 template <class T>
 SK_INLINE auto load_lanes(const T* p, int begin, int end) {
   using A = decltype(widen(*p));
@@ -128,8 +139,75 @@ SK_INLINE void shift_rows(const ShiftCopy<A>& copy, const T* from, int64_t first
 // Bytes ahead of a channel's rows that are asked for: several images and rows at a stride are not foreseen.
 constexpr int kShiftReadAhead = 4096;
 
+#if defined(__AVX512F__)
+// Which lanes a copy's vector takes from one of whole rows that lie side by side; the others are zero.
+template <class A>
+struct LaneShift {
+  typename VectorOf<A>::index from{};
+  uint32_t present = 0;
+
+  LaneShift() = default;
+  // Of rows of `size` pixels, with pixel `first` in the first lane.
+  LaneShift(int64_t first, int size) {
+    for (int j = 0; j < kLanes<A>; ++j) {
+      const int64_t pixel = j % size + first;
+      if (pixel < 0 || pixel >= size) continue;
+      from[j] = static_cast<decltype(from[j] + 0)>(j - j % size + pixel);
+      present |= 1u << j;
+    }
+  }
+  SK_INLINE Vec<A> operator()(Vec<A> v) const {
+    const __m512i lanes = (__m512i)from;
+    if constexpr (sizeof(A) == 2) return (Vec<A>)_mm512_maskz_permutexvar_epi16(present, lanes, (__m512i)v);
+    else if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_permutexvar_ps(present, lanes, (__m512)v);
+    else return (Vec<A>)_mm512_maskz_permutexvar_pd(present, lanes, (__m512d)v);
+  }
+};
+
+// The same where rows without gaps fill vectors: each vector is loaded once, for all copies.
+template <class A, class T, int Pieces>
+SK_INLINE bool pack_whole_rows(const ShiftCopy<A>& copy) {
+  constexpr int L = kLanes<A>, kMostCopies = 8;
+  const int64_t copies = copy.copies, rows = copy.rows;
+  if (copy.size * Pieces != L || copy.row_stride != copy.size || copy.pitch != L || rows % Pieces != 0 ||
+      copies > kMostCopies)
+    return false;
+  LaneShift<A> shifts[kMostCopies];
+  for (int64_t k = 0; k < copies; ++k) shifts[k] = LaneShift<A>(copy.firsts[k], L / Pieces);
+  const int64_t copy_size = copy.copy_size, next = copy.plane_size, image_stride = copy.image_stride;
+  const int images = copy.images;
+  for (int64_t c = copy.begin; c < copy.end; ++c) {
+    const T* from = static_cast<const T*>(copy.tensor) + c * copy.channel_stride;
+    A* to = copy.planes + c * copy.plane_size;
+    for (int64_t row = 0; row < rows; row += Pieces, from += L, to += Pieces * L) {
+      Vec<A> r[Pieces];
+      SK_UNROLL
+      for (int p = 0; p < Pieces; ++p) {
+        prefetch(from + p * image_stride + kShiftReadAhead / static_cast<int>(sizeof(T)));
+        r[p] = p < images ? load_widened<A>(from + p * image_stride) : Vec<A>{};
+      }
+      if constexpr (Pieces > 1) transpose_pieces<A, Pieces>(r);
+      A* place = to;
+      for (int64_t k = 0; k < copies; ++k, place += copy_size) {
+        SK_UNROLL
+        for (int p = 0; p < Pieces; ++p) {
+          __builtin_prefetch(place + next + p * L, 1);  // stores wait for their lines one after another
+          store(place + p * L, shifts[k](r[p]));
+        }
+      }
+    }
+  }
+  return true;
+}
+#endif
+
 template <class A, class T, int Pieces, int Step>
 SK_INLINE void pack_pieces(const ShiftCopy<A>& copy) {
+#if defined(__AVX512F__)
+  if constexpr (Step == 1) {
+    if (pack_whole_rows<A, T, Pieces>(copy)) return;
+  }
+#endif
   for (int64_t c = copy.begin; c < copy.end; ++c) {
     const T* from = static_cast<const T*>(copy.tensor) + c * copy.channel_stride;
     A* to = copy.planes + c * copy.plane_size;

@@ -4,6 +4,7 @@
 #include "conv2d/chunks.h"
 #include "conv2d/kernels.h"
 #include "conv2d/shift_tile.h"
+#include "isa/pairs.h"
 #include "isa/simd.h"
 
 namespace sparsekern {
@@ -14,82 +15,107 @@ constexpr int kRegisters = 32;
 #else
 constexpr int kRegisters = 16;
 #endif
-// Forward holds sums only; backward holds inputs and sums, and needs the other half for operands.
-constexpr int kForwardVectors = kRegisters / 2;
-constexpr int kBackwardVectors = kRegisters / 4;
+// Vectors of sums that an operand's vector makes.
+template <class P>
+constexpr int kParts = static_cast<int>(sizeof(SumOf<P>) / sizeof(P));
+// An operand's vectors in a block. Forward holds sums only; backward holds inputs and sums, and needs the other half for
+// operands.
+template <class P>
+constexpr int kForwardVectors = kRegisters / 2 / kParts<P>;
+template <class P>
+constexpr int kBackwardVectors = kRegisters / 4 / kParts<P>;
+
+// Part `i` of an operand as it is multiplied.
+template <class P>
+SK_INLINE Vec<SumOf<P>> part(Vec<P> v, int i) {
+  if constexpr (kParts<P> == 1) return v;
+  else return i == 0 ? widen_lower(reinterpret_cast<Vec<float>>(v)) : widen_upper(reinterpret_cast<Vec<float>>(v));
+}
+// The reverse, rounded.
+template <class P>
+SK_INLINE Vec<P> join(const Vec<SumOf<P>>* parts) {
+  if constexpr (kParts<P> == 1) return parts[0];
+  else return reinterpret_cast<Vec<P>>(narrow_pair(parts[0], parts[1], static_cast<const bf16*>(nullptr)));
+}
 
 // A block's vectors from and to memory: 2^RowsLog2 rows `pitch` apart, a row's last vector `last` after its first.
-template <class A, int RowsLog2, int Width>
-SK_INLINE void load_rows(const A* from, int64_t pitch, int64_t last, Vec<A>* to) {
+template <class P, int RowsLog2, int Width>
+SK_INLINE void load_rows(const P* from, int64_t pitch, int64_t last, Vec<P>* to) {
   SK_UNROLL
   for (int r = 0; r < 1 << RowsLog2; ++r, from += pitch) {
     SK_UNROLL
-    for (int j = 0; j < Width; ++j) to[r * Width + j] = load_unaligned(from + (j < Width - 1 ? j * kLanes<A> : last));
+    for (int j = 0; j < Width; ++j) to[r * Width + j] = load_unaligned(from + (j < Width - 1 ? j * kLanes<P> : last));
   }
 }
-template <class A, int RowsLog2, int Width, bool PastCaches>
-SK_INLINE void store_rows(const Vec<A>* from, A* to, int64_t pitch, int64_t last) {
+template <class P, int RowsLog2, int Width, bool PastCaches>
+SK_INLINE void store_rows(const Vec<SumOf<P>>* from, P* to, int64_t pitch, int64_t last) {
   SK_UNROLL
   for (int r = 0; r < 1 << RowsLog2; ++r, to += pitch) {
     SK_UNROLL
     for (int j = 0; j < Width; ++j) {
-      A* place = to + (j < Width - 1 ? j * kLanes<A> : last);
-      if constexpr (PastCaches) stream<A>(place, from[r * Width + j]);
-      else store_unaligned<A>(place, from[r * Width + j]);
+      P* place = to + (j < Width - 1 ? j * kLanes<P> : last);
+      const Vec<P> v = join<P>(from + (r * Width + j) * kParts<P>);
+      if constexpr (PastCaches) stream<P>(place, v);
+      else store_unaligned<P>(place, v);
     }
   }
 }
 
 // Whether a block's results are whole vectors' lines, so that they can be written past the caches.
-template <class A>
-SK_INLINE bool whole_lines(const A* results, int64_t plane_size, const Block& block) {
-  const int64_t elements = (plane_size | block.out | block.out_pitch | block.last) * static_cast<int64_t>(sizeof(A));
+template <class P>
+SK_INLINE bool whole_lines(const P* results, int64_t plane_size, const Block& block) {
+  const int64_t elements = (plane_size | block.out | block.out_pitch | block.last) * static_cast<int64_t>(sizeof(P));
   return kCanStream && (reinterpret_cast<uintptr_t>(results) | elements) % SK_VECTOR_BYTES == 0;
 }
 
 // The sums over its edges of 2^RowsLog2 x Width output vectors, for one output channel after another.
-template <class A, int RowsLog2, int Width>
-void forward_block(const ForwardArgs<A>& args, const ChannelPanel<A>& panel, const Block& block) {
+template <class P, int RowsLog2, int Width>
+void forward_block(const ForwardArgs<P>& args, const ChannelPanel<SumOf<P>>& panel, const Block& block) {
+  using A = SumOf<P>;
   constexpr int kRows = 1 << RowsLog2;
-  constexpr int kVectors = kRows * Width;
-  const A* input = args.input + block.at;
-  const Sink<A>& sink = args.sink;
+  constexpr int kSums = kRows * Width * kParts<P>;
+  const P* input = args.input + block.at;
+  const Sink<P>& sink = args.sink;
   const int64_t pitch = block.pitch, last = block.last;
-  A* out = static_cast<A*>(sink.data) + block.out;
-  const bool past_caches = sink.stream && whole_lines(static_cast<A*>(sink.data), sink.channel_stride, block);
-  alignas(SK_VECTOR_BYTES) A results[kVectors * kLanes<A>];
+  P* out = static_cast<P*>(sink.data) + block.out;
+  const bool past_caches = sink.stream && whole_lines(static_cast<P*>(sink.data), sink.channel_stride, block);
+  alignas(SK_VECTOR_BYTES) A results[kSums * kLanes<A>];
   for (int64_t channel = args.begin; channel < args.end; ++channel) {
-    Vec<A> sum[kVectors];
+    Vec<A> sum[kSums];
     A* waiting = panel.sums + channel * panel.sums_size;
     if (panel.first) {
       SK_UNROLL
-      for (int j = 0; j < kVectors; ++j) sum[j] = broadcast(args.bias[channel]);
+      for (int j = 0; j < kSums; ++j) sum[j] = broadcast(args.bias[channel]);
     } else {
       SK_UNROLL
-      for (int j = 0; j < kVectors; ++j) sum[j] = load(waiting + j * kLanes<A>);
+      for (int j = 0; j < kSums; ++j) sum[j] = load(waiting + j * kLanes<A>);
     }
     const Edge<A>* end = panel.rows.edges + panel.rows.starts[channel + 1];
     for (const Edge<A>* edge = panel.rows.edges + panel.rows.starts[channel]; edge < end; ++edge) {
-      const A* x = input + edge->offset;
+      const P* x = input + edge->offset;
       const Vec<A> w = broadcast(edge->weight);
       SK_UNROLL
       for (int r = 0; r < kRows; ++r, x += pitch) {
         SK_UNROLL
-        for (int j = 0; j < Width - 1; ++j) sum[r * Width + j] += w * load_unaligned(x + j * kLanes<A>);
-        sum[r * Width + Width - 1] += w * load_unaligned(x + last);
+        for (int j = 0; j < Width; ++j) {
+          Vec<P> v = load_unaligned(x + (j < Width - 1 ? j * kLanes<P> : last));
+          if constexpr (kParts<P> > 1) pin(v);
+          SK_UNROLL
+          for (int i = 0; i < kParts<P>; ++i) sum[(r * Width + j) * kParts<P> + i] += w * part<P>(v, i);
+        }
       }
     }
     if (!panel.last) {
       SK_UNROLL
-      for (int j = 0; j < kVectors; ++j) store(waiting + j * kLanes<A>, sum[j]);
+      for (int j = 0; j < kSums; ++j) store(waiting + j * kLanes<A>, sum[j]);
     } else if (sink.put) {
       SK_UNROLL
-      for (int j = 0; j < kVectors; ++j) store(results + j * kLanes<A>, sum[j]);
+      for (int j = 0; j < kSums; ++j) store(results + j * kLanes<A>, sum[j]);
       sink.put(sink, results, block, channel);
     } else if (past_caches) {
-      store_rows<A, RowsLog2, Width, true>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
+      store_rows<P, RowsLog2, Width, true>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
     } else {
-      store_rows<A, RowsLog2, Width, false>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
+      store_rows<P, RowsLog2, Width, false>(sum, out + channel * sink.channel_stride, block.out_pitch, last);
     }
   }
   stream_fence();
@@ -97,11 +123,13 @@ void forward_block(const ForwardArgs<A>& args, const ChannelPanel<A>& panel, con
 
 // For one input plane after another: its 2^RowsLog2 x Width input vectors and the sums of their gradients stay
 // in registers while each edge's output gradients are loaded once, for both products.
-template <class A, int RowsLog2, int Width, bool InputGrad, bool WeightGrad>
-void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, const Block& block) {
+template <class P, int RowsLog2, int Width, bool InputGrad, bool WeightGrad>
+void backward_block(const BackwardArgs<P>& args, const ChannelPanel<SumOf<P>>& panel, const Block& block) {
+  using A = SumOf<P>;
   constexpr int kRows = 1 << RowsLog2;
   constexpr int kVectors = kRows * Width;
-  const A* grad = args.grad + block.at;
+  constexpr int kSums = kVectors * kParts<P>;
+  const P* grad = args.grad + block.at;
   const int64_t pitch = block.pitch, last = block.last;
   // Each edge's vector of partial dot products waits here until there are enough to sum them all at once.
   alignas(SK_VECTOR_BYTES) A dots[kLanes<A> * kLanes<A>];
@@ -117,45 +145,53 @@ void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, c
     }
     return sum_each<A>(dot);
   };
-  Vec<A> keep = broadcast(A(1));
-  for (int j = 0; j < block.skip; ++j) keep[j] = A(0);
+  Vec<P> keep = broadcast(P(1));
+  for (int j = 0; j < block.skip; ++j) keep[j] = P(0);
 
   for (int64_t i = args.begin; i < args.end; ++i) {
     const int64_t at = i * args.plane_size + block.out;
     if (WeightGrad) {
       // The next plane's inputs: beyond this plane's edges, further than the processor looks ahead.
-      const A* next = args.input + at + args.plane_size;
+      const P* next = args.input + at + args.plane_size;
       SK_UNROLL
       for (int r = 0; r < kRows; ++r)
-        for (int j = 0; j < Width; ++j) prefetch(next + r * block.out_pitch + j * kLanes<A>);
+        for (int j = 0; j < Width; ++j) prefetch(next + r * block.out_pitch + j * kLanes<P>);
     }
-    Vec<A> x[kVectors], sum[kVectors];
+    Vec<A> x[kSums], sum[kSums];
     if (WeightGrad) {
-      load_rows<A, RowsLog2, Width>(args.input + at, block.out_pitch, last, x);
+      Vec<P> inputs[kVectors];
+      load_rows<P, RowsLog2, Width>(args.input + at, block.out_pitch, last, inputs);
       SK_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        Vec<A>& tail = x[r * Width + Width - 1];
-        tail = keep != A(0) ? tail : Vec<A>{};
+        Vec<P>& tail = inputs[r * Width + Width - 1];
+        tail = keep != P(0) ? tail : Vec<P>{};
       }
+      SK_UNROLL
+      for (int j = 0; j < kSums; ++j) x[j] = part<P>(inputs[j / kParts<P>], j % kParts<P>);
     }
     A* waiting_sums = panel.sums + i * panel.sums_size;
     SK_UNROLL
-    for (int j = 0; j < kVectors; ++j)
+    for (int j = 0; j < kSums; ++j)
       sum[j] = InputGrad && !panel.first ? load(waiting_sums + j * kLanes<A>) : Vec<A>{};
 
     const Edge<A>* end = panel.rows.edges + panel.rows.starts[i + 1];
     for (const Edge<A>* edge = panel.rows.edges + panel.rows.starts[i]; edge < end; ++edge) {
-      const A* y = grad + edge->offset;
+      const P* y = grad + edge->offset;
       const Vec<A> w = broadcast(edge->weight);
       Vec<A> dot[2] = {};
       SK_UNROLL
       for (int r = 0; r < kRows; ++r, y += pitch) {
         SK_UNROLL
         for (int j = 0; j < Width; ++j) {
-          Vec<A> g = load_unaligned(y + (j < Width - 1 ? j * kLanes<A> : last));
-          if (InputGrad && WeightGrad) pin(g);
-          if (InputGrad) sum[r * Width + j] += w * g;
-          if (WeightGrad) dot[j % 2] += x[r * Width + j] * g;
+          Vec<P> v = load_unaligned(y + (j < Width - 1 ? j * kLanes<P> : last));
+          if (kParts<P> > 1 || (InputGrad && WeightGrad)) pin(v);
+          SK_UNROLL
+          for (int k = 0; k < kParts<P>; ++k) {
+            const int at_sum = (r * Width + j) * kParts<P> + k;
+            const Vec<A> g = part<P>(v, k);
+            if (InputGrad) sum[at_sum] += w * g;
+            if (WeightGrad) dot[(j * kParts<P> + k) % 2] += x[at_sum] * g;
+          }
         }
       }
       if (WeightGrad) {
@@ -169,11 +205,11 @@ void backward_block(const BackwardArgs<A>& args, const ChannelPanel<A>& panel, c
     }
     if (InputGrad && !panel.last) {
       SK_UNROLL
-      for (int j = 0; j < kVectors; ++j) store(waiting_sums + j * kLanes<A>, sum[j]);
+      for (int j = 0; j < kSums; ++j) store(waiting_sums + j * kLanes<A>, sum[j]);
     } else if (InputGrad && past_caches) {
-      store_rows<A, RowsLog2, Width, true>(sum, args.input_grad + at, block.out_pitch, last);
+      store_rows<P, RowsLog2, Width, true>(sum, args.input_grad + at, block.out_pitch, last);
     } else if (InputGrad) {
-      store_rows<A, RowsLog2, Width, false>(sum, args.input_grad + at, block.out_pitch, last);
+      store_rows<P, RowsLog2, Width, false>(sum, args.input_grad + at, block.out_pitch, last);
     }
   }
   if (WeightGrad && waiting > 0) {
@@ -287,6 +323,30 @@ void unpack_lanes(const LaneCopy<A>& copy) {
   stream_fence();
 }
 
+template <class A, class T>
+void make_planar(const PlanarCopy& copy) {
+  constexpr int L = kLanes<A>;
+  const int64_t channels = copy.channels, pixels = copy.pixels;
+  for (int64_t q = 0; q < pixels; q += L) {
+    for (int64_t c = 0; c < channels; c += L) {
+      const T* from = static_cast<const T*>(copy.from) + q * channels + c;
+      T* to = static_cast<T*>(copy.to) + c * pixels + q;
+      const int64_t rows = pixels - q < L ? pixels - q : L, lanes = channels - c < L ? channels - c : L;
+      Vec<A> r[L];
+      if (rows == L && lanes == L) {
+        load_square<A>(from, channels, 0, r);
+        transpose<A>(r);
+        store_square<A>(to, pixels, r, copy.stream);
+      } else {
+        for (int i = 0; i < L; ++i) r[i] = i < rows ? load_widened<A>(from + i * channels, lanes) : Vec<A>{};
+        transpose<A>(r);
+        for (int j = 0; j < lanes; ++j) store_narrowed<A>(to + j * pixels, r[j], rows);
+      }
+    }
+  }
+  stream_fence();
+}
+
 // Bytes ahead of what is read that copies of rows ask for: images and channels follow one another.
 constexpr int kReadAhead = 2048;
 
@@ -314,6 +374,25 @@ void unpack_rows(const RowCopy<A>& copy) {
       for_chunks<A>(copy.length, [&](int64_t q, int count) {
         store_narrowed<A>(to + q, load_widened<A>(from + q, count), count);
       });
+  }
+}
+
+template <class A, class T>
+void sum_channels(const ChannelSum<A>& sum) {
+  for (int64_t n = 0; n < sum.images; ++n) {
+    for (int64_t c = sum.begin; c < sum.end; ++c) {
+      const T* from = static_cast<const T*>(sum.tensor) + n * sum.image_stride + c * sum.channel_stride;
+      A* to = sum.sums + c * kLanes<A>;
+      Vec<A> even = load(to), odd{};
+      int64_t q = 0;
+      for (; q + 2 * kLanes<A> <= sum.pixels; q += 2 * kLanes<A>) {
+        prefetch(from + q + kReadAhead / static_cast<int>(sizeof(T)));
+        even += load_widened<A>(from + q);
+        odd += load_widened<A>(from + q + kLanes<A>);
+      }
+      for (; q < sum.pixels; q += kLanes<A>) odd += load_widened<A>(from + q, sum.pixels - q);
+      store(to, even + odd);
+    }
   }
 }
 
@@ -345,17 +424,17 @@ void narrow_elements(const A* from, int64_t count, int64_t step, void* tensor) {
   for (int64_t i = 0; i < count; ++i) narrow(from[i], to + i * step);
 }
 
-template <class A, int RowsLog2, int Width>
-constexpr void add_blocks(Conv2dKernels<A>& table) {
+template <class P, int RowsLog2, int Width>
+constexpr void add_blocks(Conv2dKernels<P>& table) {
   constexpr int kVectors = Width << RowsLog2;
-  if constexpr (kVectors <= kForwardVectors) table.forward[RowsLog2][Width] = forward_block<A, RowsLog2, Width>;
-  if constexpr (kVectors <= kBackwardVectors) {
-    table.backward[RowsLog2][Width] = backward_block<A, RowsLog2, Width, true, true>;
-    table.input_grad[RowsLog2][Width] = backward_block<A, RowsLog2, Width, true, false>;
-    table.weight_grad[RowsLog2][Width] = backward_block<A, RowsLog2, Width, false, true>;
+  if constexpr (kVectors <= kForwardVectors<P>) table.forward[RowsLog2][Width] = forward_block<P, RowsLog2, Width>;
+  if constexpr (kVectors <= kBackwardVectors<P>) {
+    table.backward[RowsLog2][Width] = backward_block<P, RowsLog2, Width, true, true>;
+    table.input_grad[RowsLog2][Width] = backward_block<P, RowsLog2, Width, true, false>;
+    table.weight_grad[RowsLog2][Width] = backward_block<P, RowsLog2, Width, false, true>;
   }
-  if constexpr (Width > 1) add_blocks<A, RowsLog2, Width - 1>(table);
-  else if constexpr (RowsLog2 > 0) add_blocks<A, RowsLog2 - 1, Conv2dKernels<A>::kMaxWidth>(table);
+  if constexpr (Width > 1) add_blocks<P, RowsLog2, Width - 1>(table);
+  else if constexpr (RowsLog2 > 0) add_blocks<P, RowsLog2 - 1, Conv2dKernels<P>::kMaxWidth>(table);
 }
 
 template <class A, class T>
@@ -365,33 +444,45 @@ constexpr void add_conversions(Conv2dKernels<A>& table, DType dtype) {
   table.narrow[d] = narrow_elements<A, T>;
 }
 
+template <class P, class T>
+constexpr void add_rows(Conv2dKernels<P>& table, DType dtype) {
+  const int d = static_cast<int>(dtype);
+  table.pack_rows[d] = pack_rows<P, T>;
+  table.unpack_rows[d] = unpack_rows<P, T>;
+  table.pack_shifted[d] = pack_shifted<P, T>;
+  table.unpack_shifted[d] = unpack_shifted<P, T>;
+  if constexpr (kParts<P> > 1) table.sum_channels[d] = sum_channels<SumOf<P>, bf16>;
+  else table.sum_channels[d] = sum_channels<P, T>;
+}
+
 template <class A, class T>
 constexpr void add_dtype(Conv2dKernels<A>& table, DType dtype) {
   const int d = static_cast<int>(dtype);
   table.put_lanes[d] = put_lanes<A, T>;
   table.pack_lanes[d] = pack_lanes<A, T>;
   table.unpack_lanes[d] = unpack_lanes<A, T>;
-  table.pack_rows[d] = pack_rows<A, T>;
-  table.unpack_rows[d] = unpack_rows<A, T>;
-  table.pack_shifted[d] = pack_shifted<A, T>;
-  table.unpack_shifted[d] = unpack_shifted<A, T>;
+  table.make_planar[d] = make_planar<A, T>;
+  add_rows<A, T>(table, dtype);
   add_conversions<A, T>(table, dtype);
 }
 
-template <class A>
-constexpr Conv2dKernels<A> conv2d_kernels() {
-  Conv2dKernels<A> table{};
-  table.lanes = kLanes<A>;
-  table.forward_vectors = kForwardVectors;
-  table.backward_vectors = kBackwardVectors;
-  add_blocks<A, Conv2dKernels<A>::kShapes - 1, Conv2dKernels<A>::kMaxWidth>(table);
-  if constexpr (sizeof(A) == sizeof(double)) {
-    add_dtype<A, double>(table, DType::f64);
-    add_conversions<A, float>(table, DType::f32);
+template <class P>
+constexpr Conv2dKernels<P> conv2d_kernels() {
+  Conv2dKernels<P> table{};
+  table.lanes = kLanes<P>;
+  table.sum_lanes = kLanes<SumOf<P>>;
+  table.forward_vectors = kForwardVectors<P>;
+  table.backward_vectors = kBackwardVectors<P>;
+  add_blocks<P, Conv2dKernels<P>::kShapes - 1, Conv2dKernels<P>::kMaxWidth>(table);
+  if constexpr (sizeof(P) == sizeof(double)) {
+    add_dtype<P, double>(table, DType::f64);
+    add_conversions<P, float>(table, DType::f32);
+  } else if constexpr (sizeof(P) == sizeof(float)) {
+    add_dtype<P, float>(table, DType::f32);
+    add_dtype<P, bf16>(table, DType::bf16);
+    add_dtype<P, f16>(table, DType::f16);
   } else {
-    add_dtype<A, float>(table, DType::f32);
-    add_dtype<A, bf16>(table, DType::bf16);
-    add_dtype<A, f16>(table, DType::f16);
+    add_rows<P, Bf16Bits>(table, DType::bf16);
   }
   return table;
 }

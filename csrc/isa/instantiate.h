@@ -24,6 +24,7 @@ extern const IsaKernels SK_CONCAT(kernels_, SK_ISA) = {
     SK_ISA::linear_kernels<double>(),
     SK_ISA::conv2d_kernels<float>(),
     SK_ISA::conv2d_kernels<double>(),
+    SK_ISA::conv2d_kernels<Bf16Bits>(),
     {SK_ISA::norm_kernels<float>(), SK_ISA::norm_kernels<double>(), SK_ISA::norm_kernels<SK_ISA::bf16>(),
      SK_ISA::norm_kernels<SK_ISA::f16>()},
     {SK_ISA::activation_kernels<float>(), SK_ISA::activation_kernels<double>(),

@@ -16,6 +16,7 @@ struct IsaKernels {
   LinearKernels<double> linear_f64;
   Conv2dKernels<float> conv2d_f32;
   Conv2dKernels<double> conv2d_f64;
+  Conv2dKernels<Bf16Bits> conv2d_bf16;
   NormKernels norm[4];              // by DType, as are the next
   ActivationKernels activation[4];
   AttentionKernels attention[4];

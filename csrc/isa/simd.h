@@ -49,6 +49,14 @@ struct VectorOf<double> {
   typedef int64_t index __attribute__((vector_size(SK_VECTOR_BYTES)));
 };
 
+// The bits of half-precision elements.
+template <>
+struct VectorOf<uint16_t> {
+  typedef uint16_t type __attribute__((vector_size(SK_VECTOR_BYTES), may_alias));
+  typedef uint16_t unaligned __attribute__((vector_size(SK_VECTOR_BYTES), may_alias, aligned(2)));
+  typedef int16_t index __attribute__((vector_size(SK_VECTOR_BYTES)));
+};
+
 template <class A>
 using Vec = typename VectorOf<A>::type;
 
@@ -257,11 +265,17 @@ SK_INLINE Vec<float> load_first(const float* p, int64_t count) {
 SK_INLINE Vec<double> load_first(const double* p, int64_t count) {
   return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
 }
+SK_INLINE Vec<uint16_t> load_first(const uint16_t* p, int64_t count) {
+  return (Vec<uint16_t>)_mm512_maskz_loadu_epi16((1u << count) - 1, p);
+}
 SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
   _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
 }
 SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
   _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+}
+SK_INLINE void store_first(uint16_t* p, Vec<uint16_t> v, int64_t count) {
+  _mm512_mask_storeu_epi16(p, (1u << count) - 1, (__m512i)v);
 }
 #elif defined(__AVX2__)
 SK_INLINE __m256i first_of_8(int64_t count) {
@@ -282,7 +296,8 @@ SK_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
 SK_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
   _mm256_maskstore_pd(p, first_of_4(count), (__m256d)v);
 }
-#else
+#endif
+#if !defined(__AVX512F__)
 template <class A>
 SK_INLINE Vec<A> load_first(const A* p, int64_t count) {
   Vec<A> v{};

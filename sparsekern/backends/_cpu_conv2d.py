@@ -23,6 +23,16 @@ def _index(tensor: Tensor) -> tuple[int, bool]:
     return tensor.data_ptr(), tensor.dtype == torch.int64
 
 
+def _planar(x: Tensor) -> Tensor:
+    """The tensor (N, C, H, W), contiguous. torch's own copy of a channels_last one takes several times as long."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous()
+    planar = torch.empty(x.shape, dtype=x.dtype)
+    batch, channels, height, width = x.shape
+    _C.conv2d_make_planar(DTYPE_CODES[x.dtype], batch, channels, height * width, x.data_ptr(), planar.data_ptr())
+    return planar
+
+
 def _output_size(
     input_size: Sequence[int],
     kernel_size: Sequence[int],
@@ -50,7 +60,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     """The convolution of x (N, C, H, W): y (N, O, OH, OW) in x's dtype."""
-    x, w = x.contiguous(), w.contiguous()
+    x, w = _planar(x), w.contiguous()
     bias = None if bias is None else bias.contiguous()
     out_channels = crow.numel() - 1
     size = _output_size(x.shape[2:], kernel_size, stride, padding, dilation)
@@ -81,16 +91,27 @@ def conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
-    """Both gradients from one pass over the edges: dx (N, C, H, W) in x's dtype, dw (nnz,) in w's."""
-    grad, x, w = grad.contiguous(), x.contiguous(), w.contiguous()
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients from one pass over the edges: dx (N, C, H, W) in x's dtype, dw (nnz,) in w's, and dbias."""
+    grad, x, w = _planar(grad), _planar(x), w.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype)
     dw = torch.empty(w.shape, dtype=w.dtype)
+    dbias = torch.empty(0, dtype=x.dtype) if bias_dtype is None else torch.empty(grad.shape[1], dtype=bias_dtype)
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ref(x), _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ref(dw)
+        shape,
+        row.numel(),
+        _ref(grad),
+        _ref(x),
+        _ref(w),
+        _index(ccol),
+        row.data_ptr(),
+        _ref(dx),
+        _ref(dw),
+        _ABSENT if bias_dtype is None else _ref(dbias),
     )
-    return dx, dw
+    return dx, dw, dbias
 
 
 def conv2d_input_grad(
@@ -106,12 +127,12 @@ def conv2d_input_grad(
     groups: int,
 ) -> Tensor:
     """The gradient of the input, of spatial size input_size: dx (N, C, H, W) in grad's dtype."""
-    grad, w = grad.contiguous(), w.contiguous()
+    grad, w = _planar(grad), w.contiguous()
     channels = (ccol.numel() - 1) // (kernel_size[0] * kernel_size[1]) * groups
     dx = torch.empty(grad.shape[0], channels, *input_size, dtype=grad.dtype)
     shape = [*dx.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT
+        shape, row.numel(), _ref(grad), _ABSENT, _ref(w), _index(ccol), row.data_ptr(), _ref(dx), _ABSENT, _ABSENT
     )
     return dx
 
@@ -129,10 +150,10 @@ def conv2d_weight_grad(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The weight gradient at the edges of any pattern: dw (nnz,) in dtype, by default at least float32."""
-    grad, x = grad.contiguous(), x.contiguous()
+    grad, x = _planar(grad), _planar(x)
     dw = torch.empty(row.numel(), dtype=dtype or torch.promote_types(x.dtype, torch.float32))
     shape = [*x.shape, grad.shape[1], *kernel_size, *stride, *padding, *dilation, groups]
     _C.conv2d_backward(
-        shape, row.numel(), _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw)
+        shape, row.numel(), _ref(grad), _ref(x), _ABSENT, _index(ccol), row.data_ptr(), _ABSENT, _ref(dw), _ABSENT
     )
     return dw

@@ -96,11 +96,15 @@ def conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
-    """Both gradients: dx (N, C, H, W) in x's dtype, dw (nnz,) in w's."""
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients dx (N, C, H, W), in x's dtype, dw (nnz,), in w's, and dbias, without elements if of no dtype."""
     geometry = (kernel_size, stride, padding, dilation, groups)
     dx = conv2d_input_grad(grad, w, ccol, row, x.shape[2:], *geometry)
-    return dx, conv2d_weight_grad(grad, x, ccol, row, *geometry, dtype=w.dtype)
+    dw = conv2d_weight_grad(grad, x, ccol, row, *geometry, dtype=w.dtype)
+    if bias_dtype is None:
+        return dx, dw, x.new_empty(0)
+    return dx, dw, grad.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype)).to(bias_dtype)
 
 
 def conv2d_input_grad(

@@ -38,10 +38,8 @@ def _input_size(x: Tensor, geometry: Geometry | None) -> tuple[int, int] | None:
     return None if geometry is None else (x.shape[2], x.shape[3])
 
 
-def _bias_grad(grad: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The sum over everything but the outputs; no elements without a dtype."""
-    if dtype is None:
-        return grad.new_empty(0)
+def _bias_grad(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over everything but the outputs."""
     return grad.sum([dim for dim in range(grad.dim()) if dim != 1], dtype=dtype)
 
 
@@ -81,7 +79,7 @@ class Multiply(Function):
         elif need_w:
             dw = _apply(WeightGrad, grad, x, w.dtype, geometry, *topology)
         if need_bias:
-            dbias = _bias_grad(grad, bias_dtype)
+            dbias = _bias_grad(grad, ctx.bias_dtype)
         return dx, dw, dbias, *_NO_GRADS
 
 
@@ -99,8 +97,7 @@ class MultiplyBackward(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if geometry is None:
             return direct.linear_backward(grad, x, w, *topology[:2], bias_dtype=bias_dtype)
-        dx, dw = direct.conv2d_backward(grad, x, w, *topology[:2], *geometry)
-        return dx, dw, _bias_grad(grad, bias_dtype)
+        return direct.conv2d_backward(grad, x, w, *topology[:2], *geometry, bias_dtype=bias_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

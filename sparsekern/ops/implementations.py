@@ -59,11 +59,17 @@ def _operators(backend: ModuleType) -> dict[str, Callable[..., Any]]:
         return backend.conv2d(x, w, bias, ccol, row, crow, col, perm, *geometry)
 
     def conv2d_backward(
-        grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, *geometry: Any
-    ) -> tuple[Tensor, Tensor]:
+        grad: Tensor,
+        x: Tensor,
+        w: Tensor,
+        ccol: Tensor,
+        row: Tensor,
+        *geometry: Any,
+        bias_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         checks.conv2d_backward(grad, x, w, ccol, row, *geometry)
         check_csc(ccol, row, grad.shape[1])
-        return backend.conv2d_backward(grad, x, w, ccol, row, *geometry)
+        return backend.conv2d_backward(grad, x, w, ccol, row, *geometry, bias_dtype)
 
     def conv2d_input_grad(
         grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor, input_size: Sequence[int], *geometry: Any

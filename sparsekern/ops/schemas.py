@@ -2,8 +2,9 @@
 
 A topology is five index tensors, always in the order ``ccol, row, crow, col, perm`` (see
 :class:`sparsekern.pattern.Pattern`); operators that walk the stored order alone take ``ccol, row``.
-Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W). ``linear_backward`` gives the
-input's, the values' and, where ``bias_dtype`` is given, the bias's gradient (else a tensor of no elements).
+Linear operators take matrices, (B, in) and (B, out); conv2d operators (N, C, H, W). ``linear_backward`` and
+``conv2d_backward`` give the input's, the values' and, where ``bias_dtype`` is given, the bias's gradient (else a tensor
+of no elements).
 """
 
 import torch
@@ -25,7 +26,10 @@ SCHEMAS = {
     "linear_input_grad": f"(Tensor grad, Tensor w, {_STORED}) -> Tensor",
     "linear_weight_grad": f"(Tensor grad, Tensor x, {_STORED}, *, ScalarType? dtype=None) -> Tensor",
     "conv2d": f"(Tensor x, Tensor w, Tensor? bias, {_TOPOLOGY}, {_GEOMETRY}) -> Tensor",
-    "conv2d_backward": f"(Tensor grad, Tensor x, Tensor w, {_STORED}, {_GEOMETRY}) -> (Tensor, Tensor)",
+    "conv2d_backward": (
+        f"(Tensor grad, Tensor x, Tensor w, {_STORED}, {_GEOMETRY}, *, ScalarType? bias_dtype=None)"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
     "conv2d_input_grad": f"(Tensor grad, Tensor w, {_STORED}, SymInt[2] input_size, {_GEOMETRY}) -> Tensor",
     "conv2d_weight_grad": (f"(Tensor grad, Tensor x, {_STORED}, {_GEOMETRY}, *, ScalarType? dtype=None) -> Tensor"),
 }
@@ -77,9 +81,10 @@ def _conv2d(x, w, bias, ccol, row, crow, col, perm, *geometry):  # type: ignore[
 
 
 @torch.library.register_fake("sparsekern::conv2d_backward", lib=LIBRARY)
-def _conv2d_backward(grad, x, w, ccol, row, *geometry):  # type: ignore[no-untyped-def]
+def _conv2d_backward(grad, x, w, ccol, row, *geometry, bias_dtype=None):  # type: ignore[no-untyped-def]
     checks.conv2d_backward(grad, x, w, ccol, row, *geometry)
-    return x.new_empty(x.shape), w.new_empty(w.shape)
+    dbias = x.new_empty(0) if bias_dtype is None else x.new_empty(grad.shape[1], dtype=bias_dtype)
+    return x.new_empty(x.shape), w.new_empty(w.shape), dbias
 
 
 @torch.library.register_fake("sparsekern::conv2d_input_grad", lib=LIBRARY)
