@@ -129,6 +129,8 @@ void backward_block(const BackwardArgs<P>& args, const ChannelPanel<SumOf<P>>& p
   constexpr int kRows = 1 << RowsLog2;
   constexpr int kVectors = kRows * Width;
   constexpr int kSums = kVectors * kParts<P>;
+  // Pairs of the input stay pairs where they can be multiplied as they are.
+  constexpr bool kPairs = kParts<P> > 1 && kPairProducts;
   const P* grad = args.grad + block.at;
   const int64_t pitch = block.pitch, last = block.last;
   // Each edge's vector of partial dot products waits here until there are enough to sum them all at once.
@@ -157,7 +159,7 @@ void backward_block(const BackwardArgs<P>& args, const ChannelPanel<SumOf<P>>& p
       for (int r = 0; r < kRows; ++r)
         for (int j = 0; j < Width; ++j) prefetch(next + r * block.out_pitch + j * kLanes<P>);
     }
-    Vec<A> x[kSums], sum[kSums];
+    Vec<A> x[kPairs ? kVectors : kSums], sum[kSums];
     if (WeightGrad) {
       Vec<P> inputs[kVectors];
       load_rows<P, RowsLog2, Width>(args.input + at, block.out_pitch, last, inputs);
@@ -166,8 +168,13 @@ void backward_block(const BackwardArgs<P>& args, const ChannelPanel<SumOf<P>>& p
         Vec<P>& tail = inputs[r * Width + Width - 1];
         tail = keep != P(0) ? tail : Vec<P>{};
       }
-      SK_UNROLL
-      for (int j = 0; j < kSums; ++j) x[j] = part<P>(inputs[j / kParts<P>], j % kParts<P>);
+      if constexpr (kPairs) {
+        SK_UNROLL
+        for (int j = 0; j < kVectors; ++j) x[j] = reinterpret_cast<Vec<A>>(inputs[j]);
+      } else {
+        SK_UNROLL
+        for (int j = 0; j < kSums; ++j) x[j] = part<P>(inputs[j / kParts<P>], j % kParts<P>);
+      }
     }
     A* waiting_sums = panel.sums + i * panel.sums_size;
     SK_UNROLL
@@ -190,8 +197,10 @@ void backward_block(const BackwardArgs<P>& args, const ChannelPanel<SumOf<P>>& p
             const int at_sum = (r * Width + j) * kParts<P> + k;
             const Vec<A> g = part<P>(v, k);
             if (InputGrad) sum[at_sum] += w * g;
-            if (WeightGrad) dot[(j * kParts<P> + k) % 2] += x[at_sum] * g;
+            if constexpr (WeightGrad && !kPairs) dot[(j * kParts<P> + k) % 2] += x[at_sum] * g;
           }
+          if constexpr (WeightGrad && kPairs)
+            dot[j % 2] = add_pair_products(dot[j % 2], x[r * Width + j], reinterpret_cast<Vec<A>>(v));
         }
       }
       if (WeightGrad) {

@@ -14,6 +14,7 @@ const IsaKernels& with_bf16() {
     IsaKernels k = kernels_avx512;
     k.name = "avx512_bf16";
     k.linear_f32.backward = linear_backward_avx512_bf16;
+    k.conv2d_bf16 = conv2d_avx512_bf16;
     return k;
   }();
   return kernels;

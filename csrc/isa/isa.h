@@ -30,6 +30,7 @@ extern const IsaKernels kernels_avx2;
 extern const IsaKernels kernels_avx512;
 // Where AVX512_BF16 is there too; all other kernels are then avx512's.
 void linear_backward_avx512_bf16(const LinearBackwardTask<float>& task);
+extern const Conv2dKernels<Bf16Bits> conv2d_avx512_bf16;
 #endif
 
 // The kernels in use: the widest that this processor runs, or the one chosen with use_isa.
