@@ -139,7 +139,7 @@ class Width:
 
 @dataclass(frozen=True)
 class Updates:
-    """Time of one GSE update of a square layer by its width.
+    """Time of one GSE update, of a square layer by its width, and of other layers against an ordinary step.
 
     All that an update step does beyond a plain one: drawing the candidates and computing their gradients inside
     backward, then Growth.step (selection, replacement of edges, transposition, moving the weight, its gradient and
@@ -153,7 +153,11 @@ class Updates:
     edges: int = 8
     """Edges a neuron."""
     batch: int = 32
-    """Samples in the step's activations."""
+    """Samples in the square layer's activations."""
+    layer: str = ""
+    """Of the layers against an ordinary step only those whose name contains this."""
+    sparsity: tuple[float, ...] = (90, 95, 98, 99)
+    """Theirs, in percent of zeros."""
     repeats: int = 15
     """Timed updates, at least 2; medians are reported."""
     cpu_time: bool = False

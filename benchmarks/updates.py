@@ -1,4 +1,4 @@
-"""Time of one GSE update by the layer's width."""
+"""Time of one GSE update by the layer's width, and against an ordinary step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import report
+from benchmarks import report, update_steps
 from benchmarks.options import Updates
 from benchmarks.timing import Timing
 from sparsekern.growth import GSE
@@ -31,6 +31,7 @@ def run(options: Updates) -> None:
             for sampler in SAMPLERS
             for width in sorted(options.widths)
         ],
+        "steps": update_steps.measure_all(options),
     }
     report.write(result, page(result), options.output, f"updates_{options.threads}_threads")
 
@@ -72,11 +73,20 @@ def page(result: dict[str, Any]) -> str:
     header = ["sampler", "width", "edges", "in backward, ms", "in Growth.step, ms", "together, ms", "of the row above"]
     paragraphs = [
         "# Time of one GSE update",
-        f"A square layer with {result['edges_per_row']} edges a neuron, {result['batch']} samples, Adam, alpha 0.2, "
-        f"one candidate an edge; medians of {result['repeats']} updates, {result['clock']} time. In backward, "
+        f"Adam, alpha 0.2, one candidate an edge; medians of {result['repeats']} updates, {result['clock']} time.",
+        report.where(result),
+        "## By width",
+        f"A square layer with {result['edges_per_row']} edges a neuron, {result['batch']} samples. In backward, "
         "candidates are drawn and their gradients computed; Growth.step selects and replaces edges and moves weight, "
         "gradient and the optimizer's state.",
-        report.where(result),
         report.table(header, rows),
     ]
+    if result["steps"]:
+        paragraphs += [
+            "## Against an ordinary step",
+            "Forward, backward, optimizer and Growth.step: how many ordinary steps one with an update is; in "
+            "brackets, with what the step after it takes longer than an ordinary one, because what is kept of a "
+            "topology is made when it is first met.",
+            update_steps.table(result["steps"]),
+        ]
     return report.wrapped(paragraphs)

@@ -25,6 +25,7 @@ from benchmarks import (
     one_layer,
     process,
     report,
+    update_steps,
     width,
 )
 from benchmarks.__main__ import COMMANDS, main
@@ -234,9 +235,23 @@ def test_width(tmp_path, monkeypatch):
     assert_png(tmp_path / "width_1_threads.png")
 
 
-def test_updates(tmp_path):
-    run("updates", "--widths", 64, 128, "--edges", 4, "--batch", 4, "--repeats", 2, "--output", tmp_path)
-    result, page = read(tmp_path, "updates_1_threads", {"clock", "batch", "edges_per_row", "repeats", "results"})
+def test_updates(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        update_steps, "SHAPES", (linear(16, 32, 24), conv(8, 3, 6, 8), linear(8, 40, 40, is_large=True))
+    )
+    options = ("--widths", 64, 128, "--edges", 4, "--batch", 4, "--repeats", 2, "--sparsity", 50, 80)
+    run("updates", *options, "--output", tmp_path)
+    keys = {"clock", "batch", "edges_per_row", "repeats", "results", "steps"}
+    result, page = read(tmp_path, "updates_1_threads", keys)
+    assert len(result["steps"]) == 2 * 2 * 3
+    for row in result["steps"]:
+        assert {row[kind]["rounds"] for kind in update_steps.KINDS} == {2}
+    first = result["steps"][0]
+    ordinary, updated, after = (first[kind]["median"] for kind in ("ordinary", "update", "next"))
+    ratios = f"{updated / ordinary:.2f} ({updated / ordinary + after / ordinary - 1:.2f})"
+    lines = tables(section(page, "against-an-ordinary-step")).splitlines()
+    assert lines[2].startswith(f"| linear 32->24, 16 tokens | 50% | {ordinary:.2f} | {ratios} |")
+    assert len(lines) == 2 + 4
     assert [(row["sampler"], row["width"]) for row in result["results"]][:3] == [
         ("uniform", 64),
         ("uniform", 128),
@@ -244,7 +259,7 @@ def test_updates(tmp_path):
     ]
     for row in result["results"]:
         assert row["total_ms"]["median"] >= max(row["backward_ms"]["median"], row["step_ms"]["median"])
-    assert page.count("| grabo |") == 2
+    assert section(page, "by-width").count("| grabo |") == 2
 
 
 def test_readme(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ struct Plain {
     if (type != torch.tensor && type != torch.parameter) return;
     if (TensorViews::of_torch().get(tensor.ptr(), &view) != 0) throw py::error_already_set();
     constexpr int32_t kCpu = 1;
-    if (view.device_type != kCpu || !view.data || !is_contiguous()) return;
+    if (view.device_type != kCpu || !view.data || view.byte_offset != 0 || !is_contiguous()) return;
     if (call_method(tensor, torch.is_neg).ptr() == Py_False) dtype = code();
   }
 
