@@ -258,6 +258,33 @@ def test_conv_statistics_hold_no_unfolded_input():
     assert largest <= x.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("channels", "size", "options"),
+    [
+        (6, (9, 7), {"kernel_size": 3, "padding": 1}),
+        (4, (16, 16), {"kernel_size": 1}),
+        (5, (8, 21), {"kernel_size": (2, 5), "stride": (2, 3), "padding": (3, 0)}),
+        (8, (13, 12), {"kernel_size": 3, "stride": 2, "dilation": 2, "groups": 4}),
+        (3, (61, 70), {"kernel_size": 7, "stride": 2, "padding": 3}),
+    ],
+)
+def test_sums_under_signs_equal_the_products_of_any_device(isa, channels, size, options, dtype):
+    torch.manual_seed(0)
+    layer = SparseConv2d(channels, 4, density=0.5, dtype=dtype, **options)
+    x = torch.randn(3, channels, *size, dtype=dtype)
+    grad = torch.randn_like(layer(x))
+    signs = statistics._signs((3, 1, *grad.shape[2:]), torch.Generator())
+    wanted = statistics._signed_products(layer, x.double(), grad.double(), signs)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = (side.detach().to(memory_format=layout) for side in (x, grad))
+        for owner, side, sums in zip((layer, None), given, wanted, strict=True):
+            found = statistics._signed_sums(owner, side, signs)
+            assert found.dtype == torch.promote_types(dtype, torch.float32)
+            tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+            torch.testing.assert_close(found.double(), sums.flatten(), rtol=tolerance, atol=10 * tolerance)
+
+
 def test_draws_are_those_of_the_weights_without_replacement():
     """All candidates of one call, not only the first: compared with numpy's successive sampling."""
     pattern = Pattern.from_coo((2, 3), torch.tensor([1]), torch.tensor([2]))

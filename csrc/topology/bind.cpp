@@ -11,6 +11,7 @@
 #include "topology/replace.h"
 #include "topology/sample.h"
 #include "topology/select.h"
+#include "topology/signed_sums.h"
 #include "topology/sums.h"
 #include "topology/transpose.h"
 #include "topology/validate.h"
@@ -46,6 +47,14 @@ const char* name_of(Fault fault) {
 }
 
 py::tuple as_tuple(const Finding& finding) { return py::make_tuple(name_of(finding.fault), finding.position); }
+
+using Pair = std::array<int64_t, 2>;
+
+// A convolution's kernel along axis a.
+Window window(int a, const Pair& taps, const Pair& stride, const Pair& padding, const Pair& dilation, const Pair& size,
+              const Pair& out_size) {
+  return {taps[a], stride[a], padding[a], dilation[a], size[a], out_size[a]};
+}
 
 // Calls body with the GIL released.
 template <class Body>
@@ -198,15 +207,26 @@ void bind_topology(py::module_& m) {
       "Writes the sum over items of each feature's absolute value.");
   m.def(
       "sum_windows",
-      [](uintptr_t planes, int64_t channels, std::array<int64_t, 2> taps, std::array<int64_t, 2> stride,
-         std::array<int64_t, 2> padding, std::array<int64_t, 2> dilation, std::array<int64_t, 2> size,
-         std::array<int64_t, 2> out_size, uintptr_t sums) {
-        const auto axis = [&](int a) {
-          return Window{taps[a], stride[a], padding[a], dilation[a], size[a], out_size[a]};
-        };
+      [](uintptr_t planes, int64_t channels, const Pair& taps, const Pair& stride, const Pair& padding,
+         const Pair& dilation, const Pair& size, const Pair& out_size, uintptr_t sums) {
+        const auto axis = [&](int a) { return window(a, taps, stride, padding, dilation, size, out_size); };
         unlocked([&] { sum_windows(at<double>(planes), channels, axis(0), axis(1), at<double>(sums)); });
       },
       "Writes what each position of a convolution's kernel sees of each float64 plane, added up over all outputs.");
+  m.def(
+      "signed_sums",
+      [](int dtype, uintptr_t x, int64_t images, int64_t channels, const Pair& taps, const Pair& stride,
+         const Pair& padding, const Pair& dilation, const Pair& size, const Pair& out_size, uintptr_t signs,
+         uintptr_t sums) {
+        const auto axis = [&](int a) { return window(a, taps, stride, padding, dilation, size, out_size); };
+        const auto type = static_cast<DType>(dtype);
+        unlocked([&] {
+          const auto sum = type == DType::f64 ? signed_sums<double> : signed_sums<float>;
+          sum(type, at<void>(x), images, channels, axis(0), axis(1), at<int8_t>(signs), at<double>(sums));
+        });
+      },
+      "Writes what each position of a convolution's kernel sees of each channel, added up over all outputs and images "
+      "under int8 signs of the outputs.");
   m.def("all_finite", [](uintptr_t values, int64_t size, bool is_double) {
     return unlocked([&] {
       return is_double ? all_finite(at<double>(values), size) : all_finite(at<float>(values), size);

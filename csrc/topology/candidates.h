@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -38,6 +39,8 @@ class EdgeWeights {
       for (int64_t g = 0; g < groups; ++g)
         cumulative_[c * groups + g] = total += col_weights[g * n_cols + c] * group_weights_[g];
     for (double& weight : cumulative_) weight /= total;
+    for (int64_t part = 0; part <= kParts; ++part)
+      starts_[part] = not_below(0, static_cast<int64_t>(cumulative_.size()) - 1, static_cast<double>(part) / kParts);
   }
 
   int64_t groups() const { return groups_; }
@@ -60,19 +63,29 @@ class EdgeWeights {
     return out;
   }
   uint64_t draw_key(Random& random) const {
-    const double* first = cumulative_.data();
-    const int64_t i = first_not_below(first, static_cast<int64_t>(cumulative_.size()) - 1, random.unit()) - first;
+    const double unit = random.unit();
+    const int64_t part = std::min(kParts - 1, static_cast<int64_t>(unit * kParts));
+    const int64_t i = not_below(starts_[part], starts_[part + 1], unit);
+    if (groups_ == 1) return static_cast<uint64_t>(i) * group_rows_ + rows_[0].draw(random);
     return static_cast<uint64_t>(i / groups_) * (group_rows_ * groups_) + i % groups_ * group_rows_ +
            rows_[i % groups_].draw(random);
   }
 
  private:
+  static constexpr int64_t kParts = 1024;  // of [0, 1], in which searches begin
+
+  // The first of [begin, end), or end, whose cumulative weight is not below `value`.
+  int64_t not_below(int64_t begin, int64_t end, double value) const {
+    return first_not_below(cumulative_.data() + begin, end - begin, value) - cumulative_.data();
+  }
+
   int64_t group_rows_, n_cols_, groups_;
   const double* row_weights_;
   const double* col_weights_;
   std::vector<AliasTable> rows_;
   std::vector<double> group_weights_;
   std::vector<double> cumulative_;  // over [column][group]
+  std::array<int64_t, kParts + 1> starts_;  // the first not below each part's beginning
 };
 
 // The same where all edges weigh alike.

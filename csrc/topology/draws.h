@@ -12,14 +12,15 @@ namespace sparsekern {
 // Weights grouped by size: four groups for each power of two below the largest, all that are smaller in the last.
 class WeightGroups {
  public:
-  WeightGroups(const double* weights, int64_t size) : weights_(weights), groups_(kGroups) {
+  WeightGroups(const double* weights, int64_t size) : group_of_(size), groups_(kGroups) {
     double total = 0;
     for (int64_t i = 0; i < size; ++i) {
       total += weights[i];
       largest_ = std::max(largest_, weights[i]);
     }
     for (int64_t i = 0; i < size; ++i) {
-      Group& group = groups_[of(i)];
+      group_of_[i] = static_cast<uint8_t>(std::min(kGroups - 1, size_of(largest_) - size_of(weights[i])));
+      Group& group = groups_[group_of_[i]];
       group.count += 1;
       group.share += weights[i] / total;
     }
@@ -32,7 +33,7 @@ class WeightGroups {
   };
   static constexpr int64_t kGroups = 128;
 
-  int64_t of(int64_t i) const { return std::min(kGroups - 1, size_of(largest_) - size_of(weights_[i])); }
+  int64_t of(int64_t i) const { return group_of_[i]; }
   const Group& operator[](int64_t g) const { return groups_[g]; }
 
  private:
@@ -42,8 +43,8 @@ class WeightGroups {
     return static_cast<int64_t>(bits >> 50);  // the exponent and two bits more
   }
 
-  const double* weights_;
   double largest_ = 0;
+  std::vector<uint8_t> group_of_;
   std::vector<Group> groups_;
 };
 

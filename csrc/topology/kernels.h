@@ -77,6 +77,18 @@ struct SelectKernels {
   void (*mark_up_to)(const T* values, int64_t begin, int64_t end, Key flip, Key last, int64_t ties, uint64_t* marks);
 };
 
+// Bytes of a dot product's memory: a vector of sums of any instruction set.
+constexpr int64_t kTapSumBytes = 64;
+
+// Dot products of each channel with each tap's factors, which are 0 past `size`.
+struct TapSumTask {
+  const void* x;        // (channels, size), channels `stride` elements apart
+  int64_t stride, channels, size;
+  const void* factors;  // (taps, factor_stride), on 64-byte boundaries
+  int64_t factor_stride, taps;
+  void* sums;           // (channels, taps, kTapSumBytes): lanes of the sums, added to
+};
+
 struct TopologyKernels {
   SelectKernels<float, uint32_t> select_f32;
   SelectKernels<double, uint64_t> select_f64;
@@ -88,6 +100,7 @@ struct TopologyKernels {
   void (*place_i64)(const PlaceTask<int64_t>& task);
   // Sorts the drawn rows of each column and leaves out repeats and those of its edges, in place.
   void (*sift)(const SiftTask& task);
+  void (*tap_sums[4])(const TapSumTask& task);  // by DType
 };
 
 }  // namespace sparsekern

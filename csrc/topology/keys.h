@@ -12,7 +12,7 @@
 namespace sparsekern {
 
 // Blocks of the calling thread's scratch that topology uses.
-enum ScratchSlot : size_t { kSortSlot, kFreshSlot, kLeftOutSlot, kDrawnSlot, kRedrawnSlot, kKeysSlot };
+enum ScratchSlot : size_t { kSortSlot, kFreshSlot, kLeftOutSlot, kDrawnSlot, kRedrawnSlot, kKeysSlot, kSignsSlot, kTapSumsSlot };
 
 // Sorts keys that are all below `bound`: least significant digit first, one pass for each digit that `bound` needs,
 // so the time grows linearly with the count.

@@ -27,11 +27,15 @@ KeyRange<Key> probable_range(const T* values, int64_t size, int64_t k, Key flip)
   const int64_t count = std::min(size, kSample);
   std::vector<Key> sample(count);
   for (int64_t i = 0; i < count; ++i) sample[i] = magnitude_key(values[size * i / count]) ^ flip;
-  std::sort(sample.begin(), sample.end());
   const double middle = static_cast<double>(count) * static_cast<double>(k - 1) / static_cast<double>(size);
   const double off = size > count ? 2.5 * std::sqrt(middle * (1 - middle / static_cast<double>(count))) + 4 : 1;
   const auto low = static_cast<int64_t>(middle - off), high = static_cast<int64_t>(middle + off);
-  return {flip, low < 0 ? Key{0} : sample[low], high >= count ? ~Key{0} : sample[high]};
+  const auto ranked = [&](int64_t rank, int64_t end) {
+    std::nth_element(sample.begin(), sample.begin() + rank, sample.begin() + end);
+    return sample[rank];
+  };
+  const Key last = high >= count ? ~Key{0} : ranked(high, count);
+  return {flip, low < 0 ? Key{0} : ranked(low, std::min(high + 1, count)), last};
 }
 
 // Marks the k of them; 0 <= k <= size. Time O(size): a pass over the values leaves those in a narrow range around the k-th

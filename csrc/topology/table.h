@@ -4,6 +4,7 @@
 #include "topology/move.h"
 #include "topology/pick.h"
 #include "topology/sift.h"
+#include "topology/tap_sums.h"
 
 namespace sparsekern {
 namespace SK_ISA {
@@ -17,7 +18,8 @@ constexpr TopologyKernels topology_kernels() {
           {squeeze<uint64_t>, spread<uint64_t>},
           place_grown<int32_t>,
           place_grown<int64_t>,
-          sift};
+          sift,
+          {add_tap_sums<float, float>, add_tap_sums<double, double>, add_tap_sums<float, bf16>, add_tap_sums<float, f16>}};
 }
 
 }  // namespace SK_ISA

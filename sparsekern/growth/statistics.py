@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsekern import _C
 from sparsekern.nn.conv2d import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
+from sparsekern.ops.checks import FLOAT_DTYPES
 from sparsekern.pattern import Pattern
 
 _CHUNK = 1 << 18  # elements whose absolute values are held at a time
@@ -55,10 +56,20 @@ def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.
     dtype = _sum_dtype(x)
     if not isinstance(layer, SparseConv2d):
         x, grad = x.reshape(-1, x.shape[-1]).to(dtype), grad.reshape(-1, grad.shape[-1]).to(dtype)
-        signs = _signs(x.shape[:1], generator, x)
+        signs = _signs(x.shape[:1], generator).to(x)
         return torch.mv(x.t(), signs).abs().unsqueeze(0), torch.mv(grad.t(), signs).abs()
     x, grad = _batched(x), _batched(grad)
-    signs = _signs((grad.shape[0], 1, *grad.shape[2:]), generator, x)
+    signs = _signs((grad.shape[0], 1, *grad.shape[2:]), generator)
+    if x.device.type == "cpu":
+        f, g = _signed_sums(layer, x, signs), _signed_sums(None, grad, signs)
+    else:
+        f, g = _signed_products(layer, x, grad, signs)
+    return f.abs().view(layer.groups, -1), g.abs()
+
+
+def _signed_products(layer: SparseConv2d, x: Tensor, grad: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sums of a convolution under the signs, on any device."""
+    signs = signs.to(device=x.device, dtype=x.dtype)
     # A weight gradient with one output channel, whose delta is the signs.
     columns = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
     every = Pattern.from_csc(
@@ -75,8 +86,29 @@ def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.
         layer.dilation,
         1,
     )
+    dtype = _sum_dtype(x)
     per_image = torch.bmm(grad.flatten(2).to(dtype), signs.flatten(1).to(dtype).unsqueeze(2))
-    return f.abs().view(layer.groups, -1), per_image.sum((0, 2)).abs()
+    return f, per_image.sum((0, 2))
+
+
+def _signed_sums(layer: SparseConv2d | None, x: Tensor, signs: Tensor) -> Tensor:
+    """What each position of the layer's kernel (1x1 if None) sees of each channel, added up under the signs."""
+    geometry = ((1, 1), (1, 1), (0, 0), (1, 1))
+    if layer is not None:
+        geometry = (layer.kernel_size, layer.stride, layer.product_padding, layer.dilation)
+    x = x.contiguous()
+    sums = torch.empty(x.shape[1] * math.prod(geometry[0]), dtype=torch.float64, device="cpu")
+    _C.signed_sums(
+        FLOAT_DTYPES.index(x.dtype),
+        x.data_ptr(),
+        *x.shape[:2],
+        *geometry,
+        tuple(x.shape[2:]),
+        tuple(signs.shape[2:]),
+        signs.data_ptr(),
+        sums.data_ptr(),
+    )
+    return sums.to(_sum_dtype(x))
 
 
 def _sum_abs(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -105,6 +137,6 @@ def _batched(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x.unsqueeze(0)
 
 
-def _signs(size: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    signs = torch.randint(2, size, generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
-    return signs.to(device=like.device, dtype=like.dtype)
+def _signs(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """int8, on the CPU."""
+    return torch.randint(2, size, generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
