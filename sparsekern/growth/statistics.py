@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.backends._cpu_linear import DTYPE_CODES
 from sparsekern.nn.conv2d import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
-from sparsekern.ops.checks import FLOAT_DTYPES
 from sparsekern.pattern import Pattern
 
 _CHUNK = 1 << 18  # elements whose absolute values are held at a time
@@ -99,7 +99,7 @@ def _signed_sums(layer: SparseConv2d | None, x: Tensor, signs: Tensor) -> Tensor
     x = x.contiguous()
     sums = torch.empty(x.shape[1] * math.prod(geometry[0]), dtype=torch.float64, device="cpu")
     _C.signed_sums(
-        FLOAT_DTYPES.index(x.dtype),
+        DTYPE_CODES[x.dtype],
         x.data_ptr(),
         *x.shape[:2],
         *geometry,
