@@ -36,6 +36,9 @@ class Scratch {
  private:
   static constexpr size_t kHugePage = size_t{2} << 20;
   static constexpr size_t kPage = 4096;
+  // A tile's block, if far smaller than a huge page, is read at random: its pages would be more than the processor keeps
+  // translations of.
+  static constexpr size_t kSmall = 64 << 10;
   static constexpr size_t kKeepFactor = 64;
 
   struct Free {
@@ -44,7 +47,7 @@ class Scratch {
   struct Block {
     Block() = default;
     explicit Block(size_t wanted) {
-      const size_t page = wanted < kHugePage ? kPage : kHugePage;
+      const size_t page = wanted < kSmall ? kPage : kHugePage;
       bytes = (wanted / page + 1) * page;
       data.reset(std::aligned_alloc(page, bytes));
       if (!data) throw std::bad_alloc();

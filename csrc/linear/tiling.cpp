@@ -16,6 +16,8 @@ constexpr int64_t kForwardEdges = 8, kKeptEdges = 12, kBackwardEdges = 16, kCutE
 // Tiles are the narrower the fewer edges an output has: what is loaded and stored once matters more, what is loaded for
 // each edge less, and a narrow tile stays in the caches beside the activations that stream past it.
 constexpr int64_t kManyEdges = 64, kSomeEdges = 8;
+// Bytes of a forward's near panel, or the first cache where that is larger: visits of smaller ones find too few edges.
+constexpr int64_t kSmallestPanel = 48 << 10;
 // Columns whose values a row may gather from: their lines and pages are all in use at once.
 constexpr int64_t kGatherColumns = 1024;
 
@@ -50,7 +52,7 @@ Tiling forward_tiling(const ProductSize& s) {
     return {vectors, pays(s, panel, kCutEdges) ? panel : s.gathered};
   }
   const int64_t first = caches().first, second = caches().second;
-  const int64_t near = first * 3 / 2 / feature_bytes(s, vectors);
+  const int64_t near = std::max(first, kSmallestPanel) / feature_bytes(s, vectors);
   if (pays(s, near, kForwardEdges)) return {vectors, near};
   vectors = narrowed(s, vectors, second / 8);
   const int64_t far = second / 2 / feature_bytes(s, vectors);
