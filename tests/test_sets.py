@@ -42,7 +42,7 @@ def test_cifar_is_read_in_order_and_unchanged(classes, form, tmp_path):
     expected = np.concatenate([batch["data"] for batch in train]).reshape(-1, 3, 32, 32)
     assert data.train_images.dtype == torch.uint8
     assert np.array_equal(data.train_images.numpy(), expected)
-    assert data.train_labels.tolist() == sum((batch[key] for batch in train), [])
+    assert data.train_labels.tolist() == [label for batch in train for label in batch[key]]
     assert np.array_equal(data.test_images.numpy(), test["data"].reshape(-1, 3, 32, 32))
     assert data.test_labels.tolist() == test[key]
     assert (data.classes, data.channels, data.size) == (classes, 3, 32)

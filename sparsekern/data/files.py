@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sparsekern.data.images import Split, check_held_out, normalised
 from sparsekern.data.loader import EpochOrder
 from sparsekern.data.pictures import read_rgb
+from sparsekern.data.seeds import drawing_from, hashed_seed
 from sparsekern.data.sources import DataError
 
 Samples = Sequence[tuple[str, int]]
@@ -43,9 +43,7 @@ class PictureFiles(Dataset[tuple[Tensor, int]]):
             raise DataError(f"{path} {error}") from error
         if seed is None:
             return self.transformed(picture), label
-        # The transforms draw from torch's own generator, which in the main process is the run's.
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
+        with drawing_from(seed):  # the transforms draw from torch's own generator
             return self.transformed(picture), label
 
     def transformed(self, picture: Any) -> Tensor:
@@ -54,13 +52,34 @@ class PictureFiles(Dataset[tuple[Tensor, int]]):
         return picture
 
 
-def image_seed(epoch_seed: int, index: int) -> int:
-    """Of one image in one epoch: neither the worker that reads it nor its place in the order matters."""
-    digest = hashlib.blake2b(f"{epoch_seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+class KeyOrder(EpochOrder):
+    """An order of keys, and the sampler of a DataLoader: iterating yields the batches that are left of the epoch."""
+
+    def __init__(self, count: int, batch_size: int, *, seed: int) -> None:
+        super().__init__(count, batch_size, seed=seed)
+        self.epoch_seed = self.draw_seed()
+
+    def draw_seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.generator))
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        self.epoch_seed = self.draw_seed()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for position in range(self.position, len(self)):
+            # Of one image in one epoch: neither the worker that reads it nor its place in the order matters.
+            yield [(index, hashed_seed(self.epoch_seed, index)) for index in self.chosen(position).tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"epoch_seed": self.epoch_seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.epoch_seed = state["epoch_seed"]
 
 
-class FileLoader(EpochOrder):
+class FileLoader:
     """As `BatchLoader`, from files: `workers` processes read ahead, 0 for none, with the same images either way."""
 
     def __init__(
@@ -73,57 +92,38 @@ class FileLoader(EpochOrder):
         prepare: Callable[[Tensor], Tensor],
         device: torch.device,
     ) -> None:
-        super().__init__(len(images), batch_size, seed=seed)
         self.images, self.prepare, self.device = images, prepare, device
-        self.epoch_seed = self.draw_seed()
+        # No part of this loader, or a cycle of references would keep the workers from an orderly end.
+        self.keys = KeyOrder(len(images), batch_size, seed=seed)
         self.batches = DataLoader(
             images,
-            batch_sampler=KeysLeft(self),
+            batch_sampler=self.keys,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or each start would draw from the run's own
         )
 
-    def draw_seed(self) -> int:
-        return int(torch.randint(2**62, (), generator=self.generator))
-
-    def begin_epoch(self) -> None:
-        super().begin_epoch()
-        self.epoch_seed = self.draw_seed()
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.position < len(self):
+        if self.keys.position < len(self):
             for images, labels in self.batches:
-                self.position += 1
+                self.keys.position += 1
                 yield self.prepare(images), labels.to(self.device, non_blocking=True)
-        self.begin_epoch()
+        self.keys.begin_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"epoch_seed": self.epoch_seed}
+        return self.keys.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.epoch_seed = state["epoch_seed"]
+        self.keys.load_state_dict(state)
 
     def peek(self) -> Tensor:
         """One batch of prepared training images, for measurements; nothing of the order is used up."""
-        return self.prepare(torch.stack([self.images[index, 0][0] for index in range(self.batch_size)]))
-
-
-class KeysLeft:
-    """The keys of the batches that are left of the loader's epoch when it is iterated."""
-
-    def __init__(self, loader: FileLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for position in range(self.loader.position, len(self.loader)):
-            chosen = self.loader.chosen(position).tolist()
-            yield [(index, image_seed(self.loader.epoch_seed, index)) for index in chosen]
-
-    def __len__(self) -> int:
-        return len(self.loader) - self.loader.position
+        return self.prepare(torch.stack([self.images[index, 0][0] for index in range(self.keys.batch_size)]))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Trainer:
 
         self.data = build_data(config.data).to(self.device, self.dtype)
         self.loader = build_loader(config.data, self.data, loader_seed)
-        self.mixing = build_mixing(config.data, self.data.classes)
+        self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
         self.model = build_model(config.model, self.data)
         if not config.sparsity.is_dense:
@@ -86,7 +86,7 @@ class Trainer:
         """One optimizer step. Returns a row a layer if the topology changed."""
         started = time.perf_counter()
         options = self.config.optimizer
-        images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels)
+        images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels, self.step)
         logits = self.predict(images)
         loss = F.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
         self.optimizer.zero_grad()
