@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,21 +101,13 @@ def build_scheduler(config: OptimizerConfig, optimizer: Optimizer, steps: int, s
     return SequentialLR(optimizer, [rise, main], milestones=[warmup])
 
 
-def build_growth(
-    config: GrowthConfig,
-    model: nn.Module,
-    optimizer: Optimizer,
-    steps: int,
-    seed: int,
-    followers: Sequence[nn.Module] = (),
-) -> Growth:
-    """What changes the topology, of `model` and its followers, over a run of `steps` optimizer steps."""
+def build_growth(config: GrowthConfig, model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> Growth:
+    """What changes the topology over a run of `steps` optimizer steps."""
     arguments: dict[str, Any] = {
         "alpha": config.alpha,
         "interval": config.interval,
         "end": round(config.end * steps),
         "generator": torch.Generator().manual_seed(seed),
-        "followers": followers,
     }
     method, _, sampler = config.name.partition("-")
     if method == "gse":

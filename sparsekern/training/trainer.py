@@ -72,13 +72,12 @@ class Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype == torch.float16)
-        self.average = WeightAverage(self.model, config.optimizer.ema) if config.optimizer.ema else None
         self.growth = None
         if not config.sparsity.is_dense:
-            followers = () if self.average is None else (self.average.model,)
-            self.growth = build_growth(
-                config.growth, self.model, self.optimizer, self.total_steps, growth_seed, followers
-            )
+            self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.average: WeightAverage | None = None
+        if config.optimizer.ema:
+            self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
 
@@ -110,6 +109,12 @@ class Trainer:
         self.totals.seconds += time.perf_counter() - started
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
+
+    def begin_average(self) -> None:
+        """From the next step on, the weights are averaged; the network must keep its modules from here on."""
+        self.average = WeightAverage(self.model, self.config.optimizer.ema)
+        if self.growth is not None:
+            self.growth.follow(self.average.model)
 
     @property
     def evaluated(self) -> nn.Module:
