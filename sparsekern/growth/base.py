@@ -127,7 +127,9 @@ class Growth:
         if not find_sparse_layers(model):
             raise ValueError("model has no sparse layers whose edges could move: call sparsekern.sparsify(model) first")
         self._check_layers()
-        self.followers = [self._followed(follower) for follower in followers]
+        self.followers: list[dict[str, SparseLayer]] = []
+        for follower in followers:
+            self.follow(follower)
         self._names = {layer: name for name, layer in self.layers.items()}
         self._seed = draw_seed(generator)
         self._steps = 0  # real optimizer steps that step() has seen
@@ -137,6 +139,14 @@ class Growth:
         self._proposals: dict[str, _Proposal] = {}
         self._hook_optimizer()
         self._arm()
+
+    def follow(self, follower: nn.Module) -> None:
+        """Has one more model move along from now on, as those of ``followers`` do.
+
+        Raises:
+            ValueError: if it lacks a layer, or a layer has other edges than the model's; names it.
+        """
+        self.followers.append(self._followed(follower))
 
     def propose(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,20 +12,44 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
-from sparsekern.data import ImageSet, load_digits
+from sparsekern.data import (
+    CIFAR10,
+    CIFAR100,
+    BatchLoader,
+    FileLoader,
+    FileSet,
+    ImageSet,
+    load_cifar,
+    load_digits,
+    load_imagenet,
+    load_tiny_imagenet,
+)
 from sparsekern.growth import GSE, SET, Growth, RigL, Static
 from sparsekern.models import MLP, ResNet, ViT
 from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
 
-DATA_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
+DATA_SETS: dict[str, Callable[[Path], ImageSet | FileSet]] = {
+    "digits": lambda root: load_digits(),
+    "cifar10": partial(load_cifar, CIFAR10),
+    "cifar100": partial(load_cifar, CIFAR100),
+    "tiny-imagenet": load_tiny_imagenet,
+    "imagenet": load_imagenet,
+}
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
 
-def build_data(config: DataConfig) -> ImageSet:
-    return DATA_SETS[config.name]()
+def build_data(config: DataConfig) -> ImageSet | FileSet:
+    """Raises FileNotFoundError or DataError for a set that is missing or damaged, ImportError for a missing extra."""
+    data = DATA_SETS[config.name](config.root).hold_out(config.held_out)
+    return data.with_workers(config.workers) if isinstance(data, FileSet) else data
 
 
-def build_model(config: ModelConfig, data: ImageSet) -> nn.Module:
+def build_loader(config: DataConfig, data: ImageSet | FileSet, seed: int) -> BatchLoader | FileLoader:
+    shift, flip = config.augmentation
+    return data.train_loader(config.batch_size, seed=seed, shift=shift, flip=flip)
+
+
+def build_model(config: ModelConfig, data: ImageSet | FileSet) -> nn.Module:
     """The dense network, initialised from torch's global generator."""
     if config.name == "mlp":
         return MLP(data.channels, data.size, data.classes, **config.options())
@@ -33,17 +59,18 @@ def build_model(config: ModelConfig, data: ImageSet) -> nn.Module:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
-    """Decay pulls at the layers' weights only: a bias, a norm or an embedding has no reason to be near zero.
+    """Unless all is to decay, it pulls at the layers' weights only: a bias or a norm has no reason to be near zero.
 
     torch's fused steps: one pass over each parameter, where many small ones are mostly the calls of single operators.
     """
     decayed, undecayed = split_parameters(model)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": config.weight_decay if config.decay == "all" else 0.0},
     ]
     if config.name == "sgd":
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        nesterov = config.nesterov and config.momentum > 0
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
     return {"adam": Adam, "adamw": AdamW}[config.name](groups, lr=config.learning_rate, fused=True)
 
 

@@ -12,6 +12,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from sparsekern.data import DataError
+from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.run import Stopped, resume, run, start
@@ -28,6 +30,9 @@ class Arguments(TrainConfig):
 
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of a run to go on with, bit for bit, under its own configuration."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Start from a paper's configuration (`sparsekern recipes` lists them) or from a run's config.json; the other
+    options change it."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -43,16 +48,19 @@ def train(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         console.print(f"{stopped}\n  sparsekern train --resume {folder.path}", highlight=False, markup=False)
         return stopped.code
-    except FloatingPointError as error:
+    except (FloatingPointError, DataError) as error:
         return fail(error)
     return 0
 
 
 def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     """A new run, or the one to resume."""
-    path = resumed_path(arguments)
+    ahead = defaults_of(arguments)
+    path = ahead.resume
     if path is None:
-        return start(parse(arguments, TrainConfig()))
+        return start(parse(arguments, TrainConfig() if ahead.recipe is None else load_recipe(ahead.recipe)))
+    if ahead.recipe is not None:
+        raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
     saved = folder.load_config()
     config = parse(arguments, saved)
@@ -67,11 +75,12 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     return resume(config, folder), folder
 
 
-def resumed_path(arguments: Sequence[str]) -> Path | None:
-    """--resume alone, ahead of the rest: the defaults of all other options come from that run."""
+def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:
+    """--resume and --recipe alone, ahead of the rest: the defaults of all other options come from there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
-    return parser.parse_known_args(arguments)[0].resume
+    parser.add_argument("--recipe")
+    return parser.parse_known_args(arguments)[0]
 
 
 def parse(arguments: Sequence[str], defaults: TrainConfig) -> TrainConfig:

@@ -10,17 +10,26 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 ModelName = Literal["mlp", "resnet", "vit"]
-DataName = Literal["digits"]
+DataName = Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet"]
 DistributionName = Literal["erk", "er", "uniform"]
 GrowthName = Literal["static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["cosine", "multistep", "constant"]
+DecayName = Literal["weights", "all"]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mlp": ("width", "depth"),
     "resnet": ("width", "depth", "shortcut"),
     "vit": ("width", "depth", "heads", "patch", "pooling"),
+}
+# (shift, flip) where nothing is said; ImageNet is cropped at random instead of shifted.
+AUGMENTATION: dict[str, tuple[int, bool]] = {
+    "digits": (1, False),
+    "cifar10": (4, True),
+    "cifar100": (4, True),
+    "tiny-imagenet": (4, True),
+    "imagenet": (0, True),
 }
 LEARNING_RATES: dict[str, float] = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
@@ -71,16 +80,39 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     name: Annotated[DataName, tyro.conf.arg(name="data")] = "digits"
-    """Data set. digits: 1797 images of 8x8 pixels from scikit-learn."""
+    """Data set. digits: 1797 images of 8x8 pixels from scikit-learn. The others are read from --data-root."""
+    root: Annotated[Path, tyro.conf.arg(name="data-root")] = Path("data")
+    """Folder with the data set as it is distributed: archive or extracted folder (docs/data.md)."""
     batch_size: int = 64
     """Images a step."""
-    shift: int = 1
-    """Augmentation: each training image moves by up to this many pixels each way; 0 for none."""
+    shift: int | None = None
+    """Augmentation: each training image moves by up to this many pixels each way, 0 for none; by default 1 for digits
+    and 4 for CIFAR and TinyImageNet. ImageNet is cropped at random instead."""
+    flip: bool | None = None
+    """Augmentation: half of the training images, at random, are mirrored left to right; by default not for digits."""
+    mixup: float = 0.0
+    """Augmentation: mixup's alpha, such as 0.2; 0 for none. With cutmix too, each batch gets one of the two."""
+    cutmix: float = 0.0
+    """Augmentation: cutmix's alpha, such as 1; 0 for none."""
+    held_out: int = 0
+    """Training images taken out as a dev set, the first ones (ImageNet: as many of each class)."""
+    workers: int | None = None
+    """imagenet: processes that read images; by default one a core, at most 8. The images do not depend on it."""
 
     def __post_init__(self) -> None:
         check_choice("data", self.name, DataName)
         check_range("batch_size", self.batch_size, 1)
-        check_range("shift", self.shift, 0)
+        for name in ("mixup", "cutmix", "held_out"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("shift", "workers"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0)
+
+    @property
+    def augmentation(self) -> tuple[int, bool]:
+        """(shift, flip): what was set, else the data set's own."""
+        shift, flip = AUGMENTATION[self.name]
+        return shift if self.shift is None else self.shift, flip if self.flip is None else self.flip
 
 
 @dataclass(frozen=True)
@@ -133,9 +165,13 @@ class OptimizerConfig:
     lr: float | None = None
     """Peak learning rate; by default 0.1 for sgd and 0.001 for adam and adamw."""
     momentum: float = 0.9
-    """sgd: Nesterov momentum."""
+    """sgd: momentum."""
+    nesterov: bool = True
+    """sgd: Nesterov's form of momentum."""
     weight_decay: float = 5e-4
-    """Weight decay, on weights only: biases, norms, position embeddings and class tokens are left out."""
+    """Weight decay."""
+    decay: DecayName = "weights"
+    """What decays: weights leaves out biases, norms, position embeddings and class tokens."""
     schedule: ScheduleName = "cosine"
     """Learning rate after the warm-up."""
     warmup_epochs: float = 2.0
@@ -144,14 +180,22 @@ class OptimizerConfig:
     """multistep: shares of the run at which the rate is multiplied by 0.1."""
     label_smoothing: float = 0.0
     """Probability mass spread over all classes (torch's definition)."""
+    clip: float = 0.0
+    """Longest gradient of all parameters together (2-norm); longer ones are scaled down to it. 0 for no limit."""
+    ema: float = 0.0
+    """Decay a step of a moving average of the weights, such as 0.999, which is then what is tested; 0 for none."""
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.name, OptimizerName)
         check_choice("schedule", self.schedule, ScheduleName)
+        check_choice("decay", self.decay, DecayName)
         check_range("momentum", self.momentum, 0, 1)
         check_range("weight_decay", self.weight_decay, 0)
         check_range("warmup_epochs", self.warmup_epochs, 0)
         check_range("label_smoothing", self.label_smoothing, 0, 1)
+        check_range("clip", self.clip, 0)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be from 0 to below 1, got {self.ema!r}")
         for milestone in self.milestones:
             check_range("milestones", milestone, 0, 1)
         if not self.learning_rate > 0:
@@ -175,7 +219,7 @@ class RunConfig:
     threads: int | None = None
     """CPU threads; by default torch's own choice."""
     output: Path | None = None
-    """New folder of the run; by default runs/MODEL-GROWTH-DENSITY-SEED, numbered where that exists."""
+    """New folder of the run; by default runs/[DATA-]MODEL-GROWTH-DENSITY-SEED, numbered where that exists."""
     checkpoint_every: int = 1
     """Epochs between checkpoints. The last step and an interruption are always saved."""
     stop_after: int | None = None
@@ -194,7 +238,7 @@ class RunConfig:
                 check_range(name, getattr(self, name), 1)
 
 
-CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin")
+CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin", "root", "workers")
 
 
 @dataclass(frozen=True)
@@ -208,15 +252,17 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """MODEL-GROWTH-DENSITY-SEED, or MODEL-dense-SEED."""
+        """MODEL-GROWTH-DENSITY-SEED, or MODEL-dense-SEED; after the data set's name where that is not digits."""
         method = "dense" if self.sparsity.is_dense else f"{self.growth.name}-{self.sparsity.density:g}"
-        return f"{self.model.name}-{method}-{self.run.seed}"
+        data = "" if self.data.name == "digits" else f"{self.data.name}-"
+        return f"{data}{self.model.name}-{method}-{self.run.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
         nested = dataclasses.asdict(self)
         output = nested["run"]["output"]
         nested["run"]["output"] = None if output is None else str(output)
+        nested["data"]["root"] = str(nested["data"]["root"])
         return nested
 
     @classmethod
@@ -235,6 +281,8 @@ class TrainConfig:
             built[section] = dataclasses.replace(default, **as_tuples)
         if (output := built["run"].output) is not None:
             built["run"] = dataclasses.replace(built["run"], output=Path(output))
+        if "data" in built:
+            built["data"] = dataclasses.replace(built["data"], root=Path(built["data"].root))
         return cls(**built)
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -244,5 +292,5 @@ class TrainConfig:
             f"{section}.{name}": (value, theirs[section][name])
             for section, values in mine.items()
             for name, value in values.items()
-            if value != theirs[section][name] and not (section == "run" and name in (*CHANGEABLE_ON_RESUME, "output"))
+            if value != theirs[section][name] and name not in (*CHANGEABLE_ON_RESUME, "output")
         }

@@ -24,6 +24,8 @@ METRICS = (
     "lr",
     "seconds",
     "replaced_share",
+    "dev_loss",
+    "dev_accuracy",
 )
 TOPOLOGY = tuple(each.name for each in fields(LayerUpdate))
 

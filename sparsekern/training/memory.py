@@ -20,6 +20,7 @@ class MemoryUse:
     buffers: int = 0
     gradients: int = 0
     optimizer_state: int = 0
+    average: int = 0
 
     @property
     def total(self) -> int:
@@ -40,8 +41,10 @@ class MemoryUse:
                 self.optimizer_state += numel * state.element_size() if is_per_element else state.nbytes
 
 
-def measure_memory(model: nn.Module, optimizer: Optimizer) -> tuple[MemoryUse, MemoryUse]:
-    """(this model, its dense twin with the same dtypes and the same optimizer)."""
+def measure_memory(
+    model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None
+) -> tuple[MemoryUse, MemoryUse]:
+    """(this model, its dense twin with the same dtypes and the same optimizer), with a moving average where given."""
     sparse, dense = MemoryUse(), MemoryUse()
     counted: set[nn.Parameter] = set()
     for module in model.modules():
@@ -51,10 +54,7 @@ def measure_memory(model: nn.Module, optimizer: Optimizer) -> tuple[MemoryUse, M
                 continue
             counted.add(parameter)
             is_weight = is_layer and name == "weight"
-            dense_numel = parameter.numel()
-            if is_weight and isinstance(module, SparseLayer):
-                rows, columns = module.matrix_shape
-                dense_numel = rows * columns
+            dense_numel = dense_size(module, name, parameter)
             sparse.add_parameter(parameter, is_weight, parameter.numel(), optimizer)
             dense.add_parameter(parameter, is_weight, dense_numel, optimizer)
         size = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
@@ -63,4 +63,27 @@ def measure_memory(model: nn.Module, optimizer: Optimizer) -> tuple[MemoryUse, M
         else:
             sparse.buffers += size
             dense.buffers += size
+    if average is not None:
+        sparse.average, dense.average = measure_average(average)
+    return sparse, dense
+
+
+def dense_size(module: nn.Module, name: str, parameter: nn.Parameter) -> int:
+    """Elements that a parameter would have in the dense twin."""
+    if isinstance(module, SparseLayer) and name == "weight":
+        rows, columns = module.matrix_shape
+        return rows * columns
+    return parameter.numel()
+
+
+def measure_average(average: nn.Module) -> tuple[int, int]:
+    """Bytes of a moving average, indices and all, and those of its dense twin's."""
+    sparse, dense = 0, 0
+    for module in average.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            sparse += parameter.nbytes
+            dense += dense_size(module, name, parameter) * parameter.element_size()
+        size = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+        sparse += size
+        dense += 0 if isinstance(module, SparseLayer) else size
     return sparse, dense

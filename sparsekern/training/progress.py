@@ -42,7 +42,8 @@ class ProgressBar:
         self.progress.update(self.task, completed=step)
 
     def show_epoch(self, row: dict[str, Any]) -> None:
-        numbers = f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}  test {row['test_accuracy']:.1%}"
+        dev = "" if row["dev_accuracy"] == "" else f"  dev {row['dev_accuracy']:.1%}"
+        numbers = f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}{dev}  test {row['test_accuracy']:.1%}"
         self.progress.update(self.task, numbers=numbers)
         epoch = row["epoch"]
         if not self.console.is_terminal and (

@@ -19,6 +19,8 @@ from sparsekern.training.metrics import read_csv
 from sparsekern.training.trainer import Trainer
 
 ACCURACY, COUNT, TIME = "test accuracy", "weights that exist", "time a step"
+AT_BEST, DEV = "test accuracy at the best dev epoch", "dev accuracy"
+ACCURACIES = (ACCURACY, AT_BEST, DEV)
 MEMORY_LINES = {
     "weights": "weights",
     "indices": "indices",
@@ -26,6 +28,7 @@ MEMORY_LINES = {
     "optimizer_state": "optimizer state",
     "other_parameters": "biases and norms",
     "buffers": "norm statistics",
+    "average": "average of the weights",
     "total": "all of these",
 }
 
@@ -34,7 +37,8 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     """Accuracy, sizes, memory and time of a finished run, as plain values."""
     epochs = read_csv(folder.metrics.path)
     layers = describe_layers(trainer.model)
-    memory, dense_memory = measure_memory(trainer.model, trainer.optimizer)
+    average = None if trainer.average is None else trainer.average.model
+    memory, dense_memory = measure_memory(trainer.model, trainer.optimizer, average)
     return {
         "label": trainer.config.label,
         "dense": trainer.config.sparsity.is_dense,
@@ -42,6 +46,7 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         "train_accuracy": float(epochs[-1]["train_accuracy"]),
         "test_accuracy": float(epochs[-1]["test_accuracy"]),
         "test_loss": float(epochs[-1]["test_loss"]),
+        "best_dev": best_dev(epochs) if trainer.data.has_dev else None,
         "seconds_per_step": sum(float(row["seconds"]) for row in epochs) / trainer.step,
         "nnz": sum(layer["nnz"] for layer in layers),
         "dense_weights": sum(layer["weights"] for layer in layers),
@@ -53,6 +58,17 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
+    }
+
+
+def best_dev(epochs: list[dict[str, str]]) -> dict[str, float]:
+    """The epoch of the highest dev accuracy, the first of equal ones, and its accuracies; and the last dev accuracy."""
+    best = max(epochs, key=lambda row: float(row["dev_accuracy"]))
+    return {
+        "epoch": int(best["epoch"]),
+        "dev_accuracy": float(best["dev_accuracy"]),
+        "test_accuracy": float(best["test_accuracy"]),
+        "last_dev_accuracy": float(epochs[-1]["dev_accuracy"]),
     }
 
 
@@ -81,7 +97,7 @@ def measure_activations(trainer: Trainer) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = trainer.data.train_images[: trainer.config.data.batch_size]
+    images = trainer.loader.peek()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), trainer.precision():
         logits = model(images)
     del logits
@@ -102,10 +118,13 @@ def print_report(console: Console, summary: dict[str, Any], twin: dict[str, Any]
 
 def figures(summary: dict[str, Any], memory: dict[str, int]) -> dict[str, float]:
     """Line of the table: number."""
+    accuracies = {ACCURACY: summary["test_accuracy"]}
+    if best := summary["best_dev"]:
+        accuracies |= {DEV: best["last_dev_accuracy"], AT_BEST: best["test_accuracy"]}
     return {
-        ACCURACY: summary["test_accuracy"],
+        **accuracies,
         COUNT: summary["nnz"],
-        **{line: memory[key] for key, line in MEMORY_LINES.items()},
+        **{line: memory[key] for key, line in MEMORY_LINES.items() if key != "average" or memory[key]},
         f"activations, batch of {summary['batch_size']}": summary["activations"],
         TIME: summary["seconds_per_step"],
     }
@@ -114,8 +133,7 @@ def figures(summary: dict[str, Any], memory: dict[str, int]) -> dict[str, float]
 def computed_twin(summary: dict[str, Any]) -> dict[str, float]:
     """What is known of the dense twin without training it."""
     known = figures({**summary, "nnz": summary["dense_weights"]}, summary["dense_memory"])
-    lines = (COUNT, *MEMORY_LINES.values())
-    return {line: known[line] for line in lines}
+    return {line: known[line] for line in (COUNT, *MEMORY_LINES.values()) if line in known}
 
 
 def make_table(title: str, columns: dict[str, dict[str, float]]) -> Table:
@@ -125,16 +143,17 @@ def make_table(title: str, columns: dict[str, dict[str, float]]) -> Table:
     for heading in (*columns, "sparse / dense") if len(columns) == 2 else columns:
         table.add_column(heading, justify="right", no_wrap=True)
     first, *others = columns.values()
+    lasting = [line for line in first if line in ACCURACIES][-1]
     for line, number in first.items():
         cells = [show(line, column[line]) if line in column else "" for column in columns.values()]
         if others:
             cells.append(compare(line, number, others[0][line]) if line in others[0] else "")
-        table.add_row(line, *cells, end_section=line in (ACCURACY, MEMORY_LINES["total"]))
+        table.add_row(line, *cells, end_section=line == lasting or line == MEMORY_LINES["total"])
     return table
 
 
 def show(line: str, number: float) -> str:
-    if line == ACCURACY:
+    if line in ACCURACIES:
         return f"{number:.2%}"
     if line == TIME:
         return f"{1000 * number:.1f} ms"
@@ -142,7 +161,7 @@ def show(line: str, number: float) -> str:
 
 
 def compare(line: str, sparse: float, dense: float) -> str:
-    if line == ACCURACY:
+    if line in ACCURACIES:
         return f"{100 * (sparse - dense):+.2f} points"
     return f"{sparse / dense:.3f}" if dense else ""
 

@@ -10,14 +10,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparsekern.data import BatchLoader
+from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
 from sparsekern.sparsify import sparsify
-from sparsekern.training.build import build_data, build_growth, build_model, build_optimizer, build_scheduler
+from sparsekern.training.average import WeightAverage
+from sparsekern.training.build import (
+    build_data,
+    build_growth,
+    build_loader,
+    build_model,
+    build_optimizer,
+    build_scheduler,
+)
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
+from sparsekern.training.mixing import build_mixing
 
 EVALUATION_BATCH = 512
 
@@ -47,14 +56,8 @@ class Trainer:
         torch.manual_seed(model_seed)
 
         self.data = build_data(config.data).to(self.device, self.dtype)
-        self.loader = BatchLoader(
-            self.data.train_images,
-            self.data.train_labels,
-            config.data.batch_size,
-            seed=loader_seed,
-            shift=config.data.shift,
-            fill=self.data.background,
-        )
+        self.loader = build_loader(config.data, self.data, loader_seed)
+        self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
         self.model = build_model(config.model, self.data)
         if not config.sparsity.is_dense:
@@ -72,33 +75,56 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.average: WeightAverage | None = None
+        if config.optimizer.ema:
+            self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
 
     def train_step(self, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
         """One optimizer step. Returns a row a layer if the topology changed."""
         started = time.perf_counter()
+        options = self.config.optimizer
+        images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels, self.step)
         logits = self.predict(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optimizer.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        if options.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         updates = [] if self.growth is None else self.growth.step()
         self.scheduler.step()
         self.step += 1
         self.totals.loss += loss.item() * len(images)
-        self.totals.correct += int((logits.argmax(dim=1) == labels).sum())
+        # Of a mixed image, the class that most of it is from.
+        classes = targets if targets.dim() == 1 else targets.argmax(dim=1)
+        self.totals.correct += int((logits.argmax(dim=1) == classes).sum())
         self.totals.images += len(images)
         self.totals.replaced += sum(update.replaced for update in updates)
         self.totals.seconds += time.perf_counter() - started
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
 
-    def predict(self, images: Tensor) -> Tensor:
+    def begin_average(self) -> None:
+        """From the next step on, the weights are averaged; the network must keep its modules from here on."""
+        self.average = WeightAverage(self.model, self.config.optimizer.ema)
+        if self.growth is not None:
+            self.growth.follow(self.average.model)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is tested: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def predict(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """Logits (B, classes) in float32, or float64 where that is the run's dtype."""
         with self.precision():
-            logits = self.model(images)
+            logits = (self.model if model is None else model)(images)
         return logits.to(self.dtype)
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
@@ -115,6 +141,7 @@ class Trainer:
             raise FloatingPointError(
                 f"the training loss of epoch {self.epoch} is {loss}: the run diverged; try a lower --lr or a warm-up"
             )
+        dev_loss, dev_accuracy = self.evaluate("dev") if self.data.has_dev else ("", "")
         test_loss, test_accuracy = self.evaluate()
         return {
             "step": self.step,
@@ -126,15 +153,21 @@ class Trainer:
             "lr": self.scheduler.get_last_lr()[0],
             "seconds": totals.seconds,
             "replaced_share": totals.replaced / max(1, self.nnz),
+            "dev_loss": dev_loss,
+            "dev_accuracy": dev_accuracy,
         }
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """(mean loss, share of right answers) over the test images."""
-        self.model.eval()
-        images, labels = self.data.test_images, self.data.test_labels
-        logits = torch.cat([self.predict(batch) for batch in images.split(EVALUATION_BATCH)])
-        self.model.train()
+    def evaluate(self, split: Split = "test") -> tuple[float, float]:
+        """(mean loss, share of right answers) over the test or the dev images."""
+        model = self.evaluated
+        was_training = model.training
+        model.eval()
+        batches = [
+            (self.predict(images, model), labels) for images, labels in self.data.batches(split, EVALUATION_BATCH)
+        ]
+        model.train(was_training)
+        logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return F.cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).double().mean().item()
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,6 +179,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": rng_state(self.device),
             "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals)},
@@ -164,6 +198,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.growth is not None:
                 self.growth.load_state_dict(state["growth"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             self.loader.load_state_dict(state["loader"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"its contents do not fit this run: {error}") from error
