@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LR
 
 from sparsekern.data import ImageSet, load_digits
 from sparsekern.growth import GSE, SET, Growth, RigL, Static
-from sparsekern.models import MLP, ResNet, ViT
+from sparsekern.models import make_model
 from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
 
 DATA_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
@@ -25,11 +25,7 @@ def build_data(config: DataConfig) -> ImageSet:
 
 def build_model(config: ModelConfig, data: ImageSet) -> nn.Module:
     """The dense network, initialised from torch's global generator."""
-    if config.name == "mlp":
-        return MLP(data.channels, data.size, data.classes, **config.options())
-    if config.name == "resnet":
-        return ResNet(data.channels, data.classes, **config.options())
-    return ViT(data.channels, data.size, data.classes, **config.options())
+    return make_model(config.name, data.channels, data.size, data.classes, **config.options())
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:

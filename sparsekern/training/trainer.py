@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsekern.data import BatchLoader
 from sparsekern.growth import find_sparse_layers
+from sparsekern.models import ConvNet
 from sparsekern.sparsify import sparsify
 from sparsekern.training.build import build_data, build_growth, build_model, build_optimizer, build_scheduler
 from sparsekern.training.checkpoint import CheckpointError
@@ -56,7 +57,9 @@ class Trainer:
             fill=self.data.background,
         )
         self.total_steps = config.run.epochs * len(self.loader)
-        self.model = build_model(config.model, self.data)
+        # A sparse network's dense weights are never held: it comes to be on the meta device and is made real sparse.
+        with torch.device("cpu" if config.sparsity.is_dense else "meta"):
+            self.model = build_model(config.model, self.data)
         if not config.sparsity.is_dense:
             sparsify(
                 self.model,
@@ -64,7 +67,10 @@ class Trainer:
                 distribution=config.sparsity.distribution,
                 exclude=config.sparsity.exclude,
                 generator=torch.Generator().manual_seed(topology_seed),
+                device="cpu",
             )
+            if isinstance(self.model, ConvNet):
+                self.model.reset_convolutions()  # the excluded ones, which stay dense
         self.model.to(self.device, self.dtype)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
