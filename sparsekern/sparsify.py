@@ -14,13 +14,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from sparsekern import tables
 from sparsekern.densities import check_density, layer_nnz
 from sparsekern.materialise import Materials
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear, SparseMultiheadAttention
-from sparsekern.nn.attention import dense_projections, linear_around
 from sparsekern.nn.conv2d import conv2d_arguments
+from sparsekern.nn.dense import dense_projections, is_conv1d, linear_around
 from sparsekern.pattern import Pattern
 
+_NUMBERS = (False, False, False, True, True, False)  # columns of the table that are aligned to the right
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What a hook dictionary holds works on a sparse layer as well: it sees the same inputs, outputs and gradients.
 _CARRIED_HOOKS = (
@@ -96,19 +98,10 @@ class SparsityTable:
 
     def markdown(self) -> str:
         """The table as GitHub-flavoured Markdown."""
-        lines = ["| " + " | ".join(cells) + " |" for cells in self._cells()]
-        lines.insert(1, "|---|---|---|---:|---:|---|")
-        return "\n".join(lines)
+        return tables.markdown(self._cells(), _NUMBERS)
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        pads = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.ljust)
-        lines = [
-            "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        return tables.aligned(self._cells(), _NUMBERS)
 
     def _cells(self) -> list[tuple[str, ...]]:
         body = [
@@ -282,13 +275,8 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
         )
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether it is the transformers library's linear layer with weight (in, out); told by name, without the import."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
 def _is_replaceable(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)) or _is_conv1d(module)
+    return isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)) or is_conv1d(module)
 
 
 def _is_packed(module: nn.Module, places: _Places) -> bool:
@@ -303,7 +291,7 @@ def _linear_parts(module: nn.Module, packed: bool) -> dict[str, nn.Linear | nn.C
     """The linear layers or the convolution that a module is: {"": itself}, or an attention's projections by name."""
     if isinstance(module, nn.MultiheadAttention):
         return {**dense_projections(module, packed)}
-    if _is_conv1d(module):
+    if is_conv1d(module):
         weight, bias = module._parameters["weight"], module._parameters["bias"]
         assert weight is not None
         return {"": linear_around(weight.t(), bias).train(module.training)}
@@ -341,7 +329,7 @@ def _why_dense(module: nn.Module, owners: dict[int, list[str]], places: _Places)
         return "has a computed weight (parametrization, weight norm or pruning)"
     if any(is_lazy(weight) for weight in weights if weight is not None):
         return "is lazy: its shape is known after the first batch"
-    if type(module) not in (nn.Linear, nn.Conv2d, nn.MultiheadAttention) and not _is_conv1d(module):
+    if type(module) not in (nn.Linear, nn.Conv2d, nn.MultiheadAttention) and not is_conv1d(module):
         return "is a subclass, whose owner may read its weight as a matrix"
     for weight in weights:
         assert weight is not None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsekern.nn.dense import dense_projections
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.ops.attention import attention
 
@@ -266,36 +267,6 @@ def projection_shapes(embed_dim: int, kdim: int, vdim: int, packed: bool) -> dic
         "v_proj": (embed_dim, vdim),
         "out_proj": (embed_dim, embed_dim),
     }
-
-
-def dense_projections(module: nn.MultiheadAttention, packed: bool) -> dict[str, nn.Linear]:
-    """A dense attention's projections as linear layers on the very same memory, by the names they have when sparse."""
-    bias = module.in_proj_bias
-    weights: dict[str, Tensor]
-    biases: list[Tensor | None]
-    if packed:
-        weights, biases = {"in_proj": module.in_proj_weight}, [bias]
-    else:
-        weights = {name: getattr(module, f"{name}_weight") for name in ("q_proj", "k_proj", "v_proj")}
-        if module._qkv_same_embed_dim:
-            weights = dict(zip(weights, module.in_proj_weight.chunk(3), strict=True))
-        biases = [None] * 3 if bias is None else list(bias.chunk(3))
-    weights["out_proj"] = module.out_proj.weight
-    biases.append(module.out_proj.bias)
-    return {name: linear_around(weight, bias) for (name, weight), bias in zip(weights.items(), biases, strict=True)}
-
-
-def linear_around(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An nn.Linear on the very memory of `weight` (out, in) and `bias` (out,)."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
-    linear.weight = _parameter(weight)
-    if bias is not None:
-        linear.bias = _parameter(bias)
-    return linear
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), tensor.requires_grad)
 
 
 def _additive(name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
