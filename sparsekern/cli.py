@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from sparsekern.info import info
 from sparsekern.recipes.command import recipes
 from sparsekern.training.command import train
 
@@ -12,6 +13,7 @@ from sparsekern.training.command import train
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a network that stays sparse, or its dense twin", train),
     "recipes": ("list the papers' configurations for train, or show one", recipes),
+    "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
 }
 
 

@@ -1,11 +1,11 @@
-"""Replaces a model's nn.Linear and nn.Conv2d by sparse layers, in place, and says what it did."""
+"""Replaces a model's linear layers, convolutions and attention by sparse ones, in place, and says what it did."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,11 +14,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from sparsekern import tables
 from sparsekern.densities import check_density, layer_nnz
-from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
+from sparsekern.materialise import Materials
+from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear, SparseMultiheadAttention
 from sparsekern.nn.conv2d import conv2d_arguments
+from sparsekern.nn.dense import dense_projections, is_conv1d, linear_around
 from sparsekern.pattern import Pattern
 
+_NUMBERS = (False, False, False, True, True, False)  # columns of the table that are aligned to the right
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What a hook dictionary holds works on a sparse layer as well: it sees the same inputs, outputs and gradients.
 _CARRIED_HOOKS = (
@@ -30,13 +34,18 @@ _CARRIED_HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+# Of each child module, by id: the modules that hold it and under which attribute.
+_Places = dict[int, list[tuple[nn.Module, str]]]
 # These read or write the weight as a matrix.
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One weight: of a layer now sparse, or of one that stayed dense, with the reason."""
+    """One weight: of a layer now sparse, or of one that stayed dense, with the reason.
+
+    Of an attention that was replaced each projection has a row, under its name in `SparseMultiheadAttention`.
+    """
 
     names: tuple[str, ...]  # every qualified name of a shared module, the first one first
     kind: str
@@ -89,19 +98,10 @@ class SparsityTable:
 
     def markdown(self) -> str:
         """The table as GitHub-flavoured Markdown."""
-        lines = ["| " + " | ".join(cells) + " |" for cells in self._cells()]
-        lines.insert(1, "|---|---|---|---:|---:|---|")
-        return "\n".join(lines)
+        return tables.markdown(self._cells(), _NUMBERS)
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        pads = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.ljust)
-        lines = [
-            "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        return tables.aligned(self._cells(), _NUMBERS)
 
     def _cells(self) -> list[tuple[str, ...]]:
         body = [
@@ -127,21 +127,32 @@ def sparsify(
     *,
     keep_weights: bool = False,
     generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> SparsityTable:
-    """Replaces every nn.Linear and nn.Conv2d of `model` by a sparse layer, in place.
+    """Replaces every nn.Linear, nn.Conv2d and nn.MultiheadAttention of `model` by sparse ones, in place.
 
     The replaced layers together have exactly `round(density * their weights)` nonzeros, at random places, split
     by `distribution` (see `sparsekern.densities.layer_nnz`). A module used at several places is replaced by one
     sparse module at all of them. Device, dtype, training mode, `requires_grad` and hooks on forward and backward
     carry over; parameters are new objects, so make the optimizer afterwards. Layers are replaced one by one and
-    nothing of a layer's dense size is made; a model on the meta device stays there.
+    nothing of a layer's dense size is made.
 
-    What stays dense, each named in the table with its reason: subclasses of nn.Linear and nn.Conv2d (such as the
-    output projection of nn.MultiheadAttention, which reads its `weight` as a matrix), layers whose parameter is
+    An attention counts as its linear layers: `in_proj`, of the queries, keys and values together (in the
+    `multihead_attn` of an nn.TransformerDecoderLayer, whose queries are not its keys, `q_proj`, `k_proj` and
+    `v_proj`), and `out_proj`. A pattern of `exclude` that matches one of them keeps the whole attention dense. The
+    `Conv1D` of the transformers library (GPT-2) is a linear layer with a transposed weight, and is replaced as one.
+
+    A model on the meta device stays there, unless `device` is given: then it is built on that device without ever
+    holding a dense weight. The sparse layers are made there, and whatever else is on the meta device is given memory
+    and filled by its module's own `reset_parameters` (the convention of torch's FSDP), children before their parents.
+
+    What stays dense, each named in the table with its reason: subclasses of these modules, layers whose parameter is
     shared with another module, layers with a computed weight (parametrizations, weight norm, pruning), lazy
     layers, layers with state_dict hooks, excluded layers, and weights of other module types. Layers that are
     sparse already stay as they are and do not count. The fused inference path of nn.TransformerEncoderLayer
-    reads weights as matrices too: it is switched off in layers whose linear layers are replaced.
+    reads weights as matrices too: it is switched off in layers whose linear layers are replaced. Other modules that
+    read the weight of a layer instead of calling it fail in their forward (torchvision's Swin attention): exclude
+    those layers.
 
     Args:
         model: any module that contains nn.Linear or nn.Conv2d.
@@ -152,46 +163,66 @@ def sparsify(
         keep_weights: False draws new values as `SparseLayer.reset_parameters` does; True keeps each layer's
             largest weights, in their places, and its bias (this sorts a dense copy, one layer at a time).
         generator: of the random topologies and values.
+        device: where to build what is on the meta device; what is real stays where it is.
 
     Raises:
         TypeError: `model` is no nn.Module.
         ValueError: a density outside (0, 1] or too low for one nonzero a layer, an unknown distribution, a
             pattern of `exclude` that matches nothing, a model without a layer to replace, or a model that is
-            itself the layer (see `SparseLinear.from_dense`). The model is then unchanged.
+            itself the layer (see `SparseLinear.from_dense`); with `device`, a module that has tensors on the meta
+            device and no `reset_parameters`, or `keep_weights` of layers there. The model is then unchanged.
+        RuntimeError: with `device`, a `reset_parameters` that left a tensor of its module unfilled.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_density(density)
-    if isinstance(model, (nn.Linear, nn.Conv2d, SparseLayer)):
+    if isinstance(model, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, SparseLayer)):
         raise ValueError(
             f"model is itself the layer ({type(model).__name__}), with no parent to be replaced in: "
-            "make the layer with SparseLinear.from_dense or SparseConv2d.from_dense"
+            "make the layer with from_dense of SparseLinear, SparseConv2d or SparseMultiheadAttention"
         )
-    survey = list(_survey(model, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
-    chosen = [row for row, _ in survey if row.reason is None]
+    places = _places(model)
+    survey = list(_survey(model, places, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
+    chosen = [row for row, _, _ in survey if row.reason is None]
     if not chosen:
         raise ValueError(
             "model has no nn.Linear or nn.Conv2d to replace"
-            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _ in survey)
+            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _, _ in survey)
         )
+    replaced = {path: model.get_submodule(path) for row, path, _ in survey if row.reason is None}
+    materials = None
+    if device is not None:
+        materials = Materials(model, torch.device(device), replaced.values())
+        if keep_weights and any(_is_meta(module) for module in replaced.values()):
+            raise ValueError("keep_weights is True, and the model is on the meta device, where there are no weights")
     counts = iter(layer_nnz([row.shape for row in chosen], density, distribution))
-    places = _places(model)
     rows = []
-    for row, path in survey:
+    made: dict[str, SparseLayer] = {}  # the parts of the module that is being replaced
+    for row, path, part in survey:
         if row.reason is None:
-            row = TableRow(row.names, row.kind, row.shape, next(counts))
-            dense = model.get_submodule(path)
-            sparse = _sparse_twin(dense, row, keep_weights, generator)
-            for parent, key in places[id(dense)]:
-                setattr(parent, key, sparse)
-            del dense  # its memory goes before the next layer is made
+            row = replace(row, nnz=next(counts))
+            dense = replaced[path]
+            parts = _linear_parts(dense, _is_packed(dense, places))
+            made[part] = _sparse_twin(parts[part], row, keep_weights, generator, device)
+            if len(made) == len(parts):
+                sparse = _assembled(dense, made)
+                for parent, key in places[id(dense)]:
+                    setattr(parent, key, sparse)
+                made = {}
+                del replaced[path]
+            del dense, parts  # their memory goes before the next layer is made
         rows.append(row)
+    if materials is not None:
+        materials.fill(model, generator)
     _leave_fused_paths(model)
     return SparsityTable(tuple(rows))
 
 
-def _survey(model: nn.Module, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str]]:
-    """A row for every weight matrix, with the path of its module; the reason is None where it can be replaced."""
+def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str, str]]:
+    """A row for every weight matrix, with the path of its module and which part of that it is ("" for all of it).
+
+    The reason is None where it can be replaced.
+    """
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[id(module)].append(name)
@@ -199,29 +230,73 @@ def _survey(model: nn.Module, patterns: Sequence[str]) -> Iterator[tuple[TableRo
     for name, parameter in _parameters(model):
         owners[id(parameter)].append(name)
     unmatched = set(patterns)
+    inside: set[int] = set()  # modules that go with the one that holds them
     for path, module in model.named_modules():
         mine = names[id(module)]
         kind = type(module).__name__
+        reason = None
+        if id(module) in inside:
+            continue
         if isinstance(module, SparseLayer):
-            shape = tuple(module.dense_shape())
-            yield TableRow(tuple(mine), kind, shape, module.nnz, "is sparse already"), path
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            hits = {pattern for pattern in patterns if any(_matches(name, pattern) for name in mine)}
+            yield TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already"), path, ""
+            continue
+        if _is_replaceable(module):
+            reason = _why_dense(module, owners, places)
+            parts = {} if reason else _linear_parts(module, _is_packed(module, places))
+            named = [f"{name}.{part}" for name in mine for part in parts if part]
+            hits = {pattern for pattern in patterns if any(_matches(name, pattern) for name in (*mine, *named))}
             unmatched -= hits
-            reason = f"excluded by {min(hits)!r}" if hits else _why_dense(module, owners)
-            shape = _dense_shape(module)
-            yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path
-        elif not isinstance(module, parametrize.ParametrizationList):
+            reason = f"excluded by {min(hits)!r}" if hits else reason
+            if reason is None:
+                for part, linear in parts.items():
+                    shape = _dense_shape(linear)
+                    part_names = tuple(f"{name}.{part}".rstrip(".") for name in mine)
+                    yield TableRow(part_names, kind, shape, math.prod(shape)), path, part
+                inside.update(id(child) for child in module.children())
+                if not isinstance(module, nn.MultiheadAttention):
+                    continue
+            elif isinstance(module, (nn.Linear, nn.Conv2d)):
+                shape = _dense_shape(module)
+                yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path, ""
+                continue
+        if not isinstance(module, parametrize.ParametrizationList):
             for key, parameter in module._parameters.items():
-                if parameter is not None and not is_lazy(parameter) and parameter.dim() >= 2:
-                    weights = tuple(f"{name}.{key}".lstrip(".") for name in mine)
-                    reason = "is no nn.Linear or nn.Conv2d"
-                    yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), reason), path
+                if parameter is None or is_lazy(parameter) or parameter.dim() < 2:
+                    continue
+                if _is_replaceable(module) and reason is None and key.endswith("proj_weight"):
+                    continue  # in the rows above
+                weights = tuple(f"{name}.{key}".lstrip(".") for name in mine)
+                why = reason or "is no nn.Linear or nn.Conv2d"
+                yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why), path, ""
     if unmatched:
         raise ValueError(
-            f"exclude pattern {min(unmatched)!r} matches no nn.Linear or nn.Conv2d; the model has "
-            + ", ".join(n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+            f"exclude pattern {min(unmatched)!r} matches no nn.Linear, nn.Conv2d or nn.MultiheadAttention; "
+            "the model has " + ", ".join(n for n, m in model.named_modules() if _is_replaceable(m))
         )
+
+
+def _is_replaceable(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)) or is_conv1d(module)
+
+
+def _is_packed(module: nn.Module, places: _Places) -> bool:
+    """Whether an attention's queries, keys and values are to be one product: not where the queries are others'."""
+    crossing = any(
+        isinstance(parent, nn.TransformerDecoderLayer) and key == "multihead_attn" for parent, key in places[id(module)]
+    )
+    return isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim and not crossing
+
+
+def _linear_parts(module: nn.Module, packed: bool) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The linear layers or the convolution that a module is: {"": itself}, or an attention's projections by name."""
+    if isinstance(module, nn.MultiheadAttention):
+        return {**dense_projections(module, packed)}
+    if is_conv1d(module):
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        assert weight is not None
+        return {"": linear_around(weight.t(), bias).train(module.training)}
+    assert isinstance(module, (nn.Linear, nn.Conv2d))
+    return {"": module}
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -237,23 +312,37 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 
 
-def _why_dense(module: nn.Linear | nn.Conv2d, owners: dict[int, list[str]]) -> str | None:
+def _why_dense(module: nn.Module, owners: dict[int, list[str]], places: _Places) -> str | None:
     """Why this layer cannot be replaced, or None."""
-    weight = module._parameters.get("weight")
-    if weight is None or parametrize.is_parametrized(module):
+    own = dict(module._parameters)
+    if isinstance(module, nn.MultiheadAttention):
+        own |= {f"out_proj.{key}": parameter for key, parameter in module.out_proj._parameters.items()}
+        weights = [own.get("out_proj.weight")]
+        if module._qkv_same_embed_dim:
+            weights += [own.get("in_proj_weight")]
+        else:
+            weights += [own.get(f"{name}_proj_weight") for name in "qkv"]
+    else:
+        weights = [own.get("weight")]
+    children = tuple(module.children())
+    if any(weight is None or parametrize.is_parametrized(m) for weight in weights for m in (module, *children)):
         return "has a computed weight (parametrization, weight norm or pruning)"
-    if is_lazy(weight):
+    if any(is_lazy(weight) for weight in weights if weight is not None):
         return "is lazy: its shape is known after the first batch"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if type(module) not in (nn.Linear, nn.Conv2d, nn.MultiheadAttention) and not is_conv1d(module):
         return "is a subclass, whose owner may read its weight as a matrix"
-    if weight.dtype not in _DTYPES:
-        return f"has dtype {weight.dtype}, for which there are no kernels"
-    if weight.numel() == 0:
-        return "has no weights"
-    for key, parameter in module._parameters.items():
+    for weight in weights:
+        assert weight is not None
+        if weight.dtype not in _DTYPES:
+            return f"has dtype {weight.dtype}, for which there are no kernels"
+        if weight.numel() == 0:
+            return "has no weights"
+    for key, parameter in own.items():
         if parameter is not None and len(owners[id(parameter)]) > 1:
             return f"shares its {key}: {' = '.join(owners[id(parameter)])}"
-    if any(getattr(module, hooks, None) for hooks in _STATE_HOOKS):
+    if any(len(places[id(child)]) > 1 for child in children):
+        return "shares its out_proj with another module"
+    if any(getattr(m, hooks, None) for m in (module, *children) for hooks in _STATE_HOOKS):
         return "has state_dict hooks"
     return None
 
@@ -264,38 +353,62 @@ def _dense_shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
 
 
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Of each child module, by id: the modules that hold it and under which attribute."""
-    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+def _places(model: nn.Module) -> _Places:
+    places: _Places = defaultdict(list)
     for parent in model.modules():
         for key, child in parent._modules.items():
             places[id(child)].append((parent, key))
     return places
 
 
-def _sparse_twin(dense: nn.Module, row: TableRow, keep_weights: bool, generator: torch.Generator | None) -> SparseLayer:
-    """The sparse layer that takes the dense one's place."""
-    assert isinstance(dense, (nn.Linear, nn.Conv2d))
+def _is_meta(module: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _sparse_twin(
+    dense: nn.Linear | nn.Conv2d,
+    row: TableRow,
+    keep_weights: bool,
+    generator: torch.Generator | None,
+    build_on: torch.device | str | None,
+) -> SparseLayer:
+    """The sparse layer that takes the dense one's place; of one on the meta device, made on `build_on` if given."""
     device, dtype = dense.weight.device, dense.weight.dtype
     sparse: SparseLayer
     if keep_weights and device.type != "meta":
         cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
         sparse = cls.from_dense(dense, density=row.density)  # type: ignore[arg-type]
     else:
+        moves = device.type == "meta" and build_on is not None
         shape = (row.shape[0], math.prod(row.shape[1:]))
-        if device.type == "meta":
+        if device.type == "meta" and not moves:
             pattern = Pattern.empty(shape, row.nnz, device="meta")
         else:
             pattern = Pattern.random(shape, row.nnz, generator=generator)
-        common: dict[str, Any] = {"device": device, "dtype": dtype, "pattern": pattern, "generator": generator}
+        # Drawn on the CPU, whose generator is given, and moved.
+        made_on = torch.device("cpu") if moves else device
+        common: dict[str, Any] = {"device": made_on, "dtype": dtype, "pattern": pattern, "generator": generator}
         if isinstance(dense, nn.Linear):
             sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
             sparse = SparseConv2d(**conv2d_arguments(dense), **common)
+        if moves:
+            sparse.to(build_on)
     sparse.training = dense.training
     sparse.weight.requires_grad_(dense.weight.requires_grad)
     if sparse.bias is not None and dense.bias is not None:
         sparse.bias.requires_grad_(dense.bias.requires_grad)
+    return sparse
+
+
+def _assembled(dense: nn.Module, parts: dict[str, SparseLayer]) -> nn.Module:
+    """What takes the dense module's place, made of its sparse parts, with its hooks."""
+    sparse: nn.Module
+    if isinstance(dense, nn.MultiheadAttention):
+        projections = {name: layer for name, layer in parts.items() if isinstance(layer, SparseLinear)}
+        sparse = SparseMultiheadAttention.from_projections(dense, projections)
+    else:
+        (sparse,) = parts.values()
     for hooks in _CARRIED_HOOKS:
         setattr(sparse, hooks, getattr(dense, hooks))  # the same dictionaries, so that handles still remove
     sparse._is_full_backward_hook = dense._is_full_backward_hook

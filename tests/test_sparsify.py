@@ -99,12 +99,63 @@ def test_an_exclude_pattern_that_matches_nothing_is_an_error_and_changes_nothing
     assert isinstance(model.stem, nn.Conv2d)
 
 
-def test_attention_keeps_its_output_projection_and_says_so():
+def test_attention_counts_as_its_linear_layers():
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
-    rows = named(sparsify(model, 0.5))
-    assert "subclass" in rows["0.self_attn.out_proj"].reason
-    assert "no nn.Linear" in rows["0.self_attn.in_proj_weight"].reason
-    assert rows["0.linear1"].reason is None
+    table = sparsify(model, 0.5, "uniform")
+    rows = named(table)
+    assert [row.name for row in table.rows] == [
+        "0.self_attn.in_proj",
+        "0.self_attn.out_proj",
+        "0.linear1",
+        "0.linear2",
+    ]
+    assert rows["0.self_attn.in_proj"].shape == (48, 16)
+    assert rows["0.self_attn.in_proj"].nnz == model[0].self_attn.in_proj.nnz == 384
+    assert table.nnz == sum(m.nnz for m in model.modules() if isinstance(m, SparseLayer))
+    assert all(row.reason is None for row in table.rows)
+
+
+def test_attention_to_other_tokens_has_separate_projections():
+    decoder = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
+    rows = named(sparsify(decoder, 0.5))
+    assert [name for name in rows if name.startswith("multihead_attn")] == [
+        f"multihead_attn.{part}_proj" for part in ("q", "k", "v", "out")
+    ]
+    assert decoder.multihead_attn.in_proj is None
+    assert decoder.self_attn.in_proj is not None
+    decoder(torch.randn(2, 5, 16), torch.randn(2, 7, 16)).sum().backward()
+
+
+@pytest.mark.parametrize("exclude", ["attention", "attention.out_proj", "*.in_proj"])
+def test_an_excluded_projection_keeps_its_attention_dense(exclude):
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 8)})
+    rows = named(sparsify(model, 0.5, exclude=exclude))
+    assert isinstance(model["attention"], nn.MultiheadAttention)
+    assert "excluded by" in rows["attention.in_proj_weight"].reason
+    assert rows["attention.out_proj"].reason is not None
+    assert rows["head"].reason is None
+
+
+def test_attention_that_stays_dense_says_why():
+    class Special(nn.MultiheadAttention):
+        pass
+
+    model = nn.ModuleDict(
+        {name: nn.MultiheadAttention(8, 2) for name in ("tied", "tied_too", "hooked", "parametrized")}
+    )
+    model["special"] = Special(8, 2)
+    model["plain"] = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, add_bias_kv=True)
+    model["tied"].in_proj_weight = model["tied_too"].in_proj_weight
+    model["hooked"].register_state_dict_pre_hook(lambda *_: None)
+    nn.utils.parametrizations.orthogonal(model["parametrized"].out_proj)
+    table = sparsify(model, 0.5)
+    rows = named(table)
+    assert {row.name.split(".")[0] for row in table.replaced} == {"plain"}
+    assert len(table.replaced) == 4
+    assert rows["plain.bias_k"].reason == "is no nn.Linear or nn.Conv2d"
+    reasons = {"tied": "shares its in_proj_weight", "hooked": "state_dict hooks", "special": "subclass"}
+    for name, reason in {**reasons, "parametrized": "computed weight"}.items():
+        assert reason in rows[f"{name}.in_proj_weight"].reason
 
 
 @pytest.mark.parametrize("padded", [False, True])

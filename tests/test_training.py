@@ -29,6 +29,16 @@ SMALL = {
     "resnet": ModelConfig("resnet", width=4, depth=8),
     "vit": ModelConfig("vit", width=16, depth=1, heads=2, patch=4),
 }
+# With one growth only.
+OTHERS = {
+    "resnet18": ModelConfig("resnet18", width=4),
+    "resnet50": ModelConfig("resnet50", width=4, stem="imagenet"),
+    "vgg16": ModelConfig("vgg16", width=4, hidden=32),
+    "mobilenetv1": ModelConfig("mobilenetv1", width=8),
+    "mobilenetv2": ModelConfig("mobilenetv2", width=32),  # narrower, a layer has the shape of an image
+    "simple-vit": ModelConfig("simple-vit", width=16, depth=1, heads=2, hidden=16),
+    "vit-ti": ModelConfig("vit-ti", patch=4),
+}
 GROWTHS = ("static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest")
 
 
@@ -42,7 +52,7 @@ def one_thread():
 
 def make_config(model="mlp", *, density=0.3, growth="gse-grabo", interval=2, end=1.0, **changes):
     config = TrainConfig(
-        model=SMALL[model],
+        model=(SMALL | OTHERS)[model],
         data=DataConfig(batch_size=128),
         sparsity=SparsityConfig(density=density),
         growth=GrowthConfig(growth, interval=interval, end=end),
@@ -101,6 +111,19 @@ def test_every_model_trains_under_every_growth(model, growth):
     assert trainer.nnz == nnz == sum(layer.nnz for layer in find_sparse_layers(trainer.model).values())
     for layer in find_sparse_layers(trainer.model).values():
         layer.pattern.validate()
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_the_other_models_train_make_nothing_dense_and_go_on_to_the_bit(model, tmp_path):
+    config = make_config(model, density=0.3, data={"batch_size": 37})
+    trainer, other = Trainer(config), Trainer(config)
+    with forbid_dense(trainer.model, batch_sizes=(37,)):
+        assert sum(row["replaced"] for row in train_steps(trainer, 2)) > 0
+        save_checkpoint(tmp_path / "x", trainer.state_dict())
+        train_steps(trainer, 1)
+        other.load_state_dict(load_checkpoint(tmp_path / "x"))  # the random state of dropout too
+        train_steps(other, 1)
+    assert_same_state(trainer.model.state_dict(), other.model.state_dict())
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -338,7 +361,7 @@ def test_config_survives_json():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig("vgg"), "model must be one of mlp, resnet, vit, got 'vgg'"),
+        (lambda: ModelConfig("vgg"), "model must be one of mlp, resnet, .*simple-vit, .*got 'vgg'"),
         (lambda: ModelConfig("mlp", heads=2), "heads does not apply to model mlp, which takes width, depth"),
         (lambda: ModelConfig("mlp", width=0), "width must be from 1 to inf, got 0"),
         (lambda: DataConfig("cifar"), "data must be one of digits, cifar10, .*imagenet, got 'cifar'"),

@@ -25,7 +25,7 @@ from sparsekern.data import (
     load_tiny_imagenet,
 )
 from sparsekern.growth import GSE, SET, Growth, RigL, Static
-from sparsekern.models import MLP, ResNet, ViT
+from sparsekern.models import make_model
 from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
 
 DATA_SETS: dict[str, Callable[[Path], ImageSet | FileSet]] = {
@@ -51,11 +51,7 @@ def build_loader(config: DataConfig, data: ImageSet | FileSet, seed: int) -> Bat
 
 def build_model(config: ModelConfig, data: ImageSet | FileSet) -> nn.Module:
     """The dense network, initialised from torch's global generator."""
-    if config.name == "mlp":
-        return MLP(data.channels, data.size, data.classes, **config.options())
-    if config.name == "resnet":
-        return ResNet(data.channels, data.classes, **config.options())
-    return ViT(data.channels, data.size, data.classes, **config.options())
+    return make_model(config.name, data.channels, data.size, data.classes, **config.options())
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:

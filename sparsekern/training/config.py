@@ -9,7 +9,21 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-ModelName = Literal["mlp", "resnet", "vit"]
+ModelName = Literal[
+    "mlp",
+    "resnet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16",
+    "mobilenetv1",
+    "mobilenetv2",
+    "vit",
+    "simple-vit",
+    "vit-ti",
+    "vit-s",
+    "vit-b",
+]
 DataName = Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenet"]
 DistributionName = Literal["erk", "er", "uniform"]
 GrowthName = Literal["static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest"]
@@ -21,7 +35,17 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mlp": ("width", "depth"),
     "resnet": ("width", "depth", "shortcut"),
-    "vit": ("width", "depth", "heads", "patch", "pooling"),
+    "resnet18": ("width", "stem", "shortcut"),
+    "resnet34": ("width", "stem", "shortcut"),
+    "resnet50": ("width", "stem", "shortcut"),
+    "vgg16": ("width", "hidden", "stem"),
+    "mobilenetv1": ("width", "stem"),
+    "mobilenetv2": ("width", "stem"),
+    "vit": ("width", "depth", "heads", "patch", "hidden", "pooling"),
+    "simple-vit": ("width", "depth", "heads", "patch", "hidden"),
+    "vit-ti": ("patch", "pooling"),
+    "vit-s": ("patch", "pooling"),
+    "vit-b": ("patch", "pooling"),
 }
 # (shift, flip) where nothing is said; ImageNet is cropped at random instead of shifted.
 AUGMENTATION: dict[str, tuple[int, bool]] = {
@@ -49,17 +73,22 @@ class ModelConfig:
     name: Annotated[ModelName, tyro.conf.arg(name="model")] = "resnet"
     """Network to train."""
     width: int | None = None
-    """Hidden units (mlp), channels of the first stage (resnet) or embedding width (vit)."""
+    """Hidden units (mlp), channels of the first stage (convolutional networks) or embedding width (vit, simple-vit).
+    vgg16 has 64; 16 is VGG-16/4."""
     depth: int | None = None
-    """Hidden layers (mlp), 6n+2 layers (resnet) or blocks (vit)."""
+    """Hidden layers (mlp), 6n+2 layers (resnet) or blocks (vit, simple-vit)."""
     shortcut: Literal["A", "B"] | None = None
-    """resnet: shortcuts across stages padded with zeros (A) or 1x1 convolutions (B)."""
+    """Residual networks: shortcuts across stages padded with zeros (A) or 1x1 convolutions (B)."""
+    stem: Literal["cifar", "imagenet"] | None = None
+    """Form of a convolutional network for small or for large images; by default cifar up to 64 pixels."""
     heads: int | None = None
-    """vit: attention heads."""
+    """vit, simple-vit: attention heads."""
     patch: int | None = None
-    """vit: patch size [pixels]."""
+    """Vision transformers: patch size [pixels]."""
+    hidden: int | None = None
+    """Units of a block's hidden layer (vit, simple-vit) or of each hidden linear layer (vgg16, 0 for none)."""
     pooling: Literal["mean", "cls"] | None = None
-    """vit: mean of the patches or a class token."""
+    """Vision transformers: mean of the patches or a class token."""
 
     def __post_init__(self) -> None:
         check_choice("model", self.name, ModelName)
@@ -69,7 +98,7 @@ class ModelConfig:
                     f"{option} does not apply to model {self.name}, which takes {', '.join(MODEL_OPTIONS[self.name])}"
                 )
             if isinstance(value, int):
-                check_range(option, value, 1)
+                check_range(option, value, 0 if (self.name, option) == ("vgg16", "hidden") else 1)
 
     def options(self) -> dict[str, Any]:
         """What was set, by name; everything else is the model's own default."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
+from sparsekern.models import ConvNet
 from sparsekern.sparsify import sparsify
 from sparsekern.training.average import WeightAverage
 from sparsekern.training.build import (
@@ -59,7 +60,9 @@ class Trainer:
         self.loader = build_loader(config.data, self.data, loader_seed)
         self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
-        self.model = build_model(config.model, self.data)
+        # A sparse network's dense weights are never held: it comes to be on the meta device and is made real sparse.
+        with torch.device("cpu" if config.sparsity.is_dense else "meta"):
+            self.model = build_model(config.model, self.data)
         if not config.sparsity.is_dense:
             sparsify(
                 self.model,
@@ -67,7 +70,10 @@ class Trainer:
                 distribution=config.sparsity.distribution,
                 exclude=config.sparsity.exclude,
                 generator=torch.Generator().manual_seed(topology_seed),
+                device="cpu",
             )
+            if isinstance(self.model, ConvNet):
+                self.model.reset_convolutions()  # the excluded ones, which stay dense
         self.model.to(self.device, self.dtype)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
