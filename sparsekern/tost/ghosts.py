@@ -30,13 +30,26 @@ class TostReport:
     skips: tuple[tuple[str, str, str], ...]  # 3x3 convolution, its norm, and what goes past them
     left: tuple[tuple[str, str], ...]  # what the recipe does not fit, and why
 
+    @property
+    def brief(self) -> str:
+        """How much was attached, and what was left."""
+        return "\n".join([self._counts(), *_lines(self._left_rows())])
+
     def __str__(self) -> str:
         rows = [(name, "soft") for name in self.neurons]
         rows += [(conv, f"{what}, added behind {norm}") for conv, norm, what in self.skips]
-        rows += [(name or "the model", f"left: {reason}") for name, reason in self.left]
-        width = max((len(name) for name, _ in rows), default=0)
-        lines = [f"{name.ljust(width)}  {what}" for name, what in rows]
-        return "\n".join([f"ghost soft neurons: {len(self.neurons)}, skip connections: {len(self.skips)}", *lines])
+        return "\n".join([self._counts(), *_lines(rows + self._left_rows())])
+
+    def _counts(self) -> str:
+        return f"ghost soft neurons: {len(self.neurons)}, ghost skip connections: {len(self.skips)}"
+
+    def _left_rows(self) -> list[tuple[str, str]]:
+        return [(name or "the model", f"left: {reason}") for name, reason in self.left]
+
+
+def _lines(rows: list[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"{name.ljust(width)}  {what}" for name, what in rows]
 
 
 class ToST:

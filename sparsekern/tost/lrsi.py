@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.nn import SparseLayer
 
+_LEFT = "left: "
+
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,6 +47,13 @@ class LrsiReport:
     @property
     def scales(self) -> dict[str, float]:
         return {row.name: row.scale for row in self.rows}
+
+    @property
+    def brief(self) -> str:
+        """One line."""
+        scales = [row.scale for row in self.rows if not row.note.startswith(_LEFT)]
+        found = f"; scales from {min(scales):.3g} to {max(scales):.3g}" if scales else ""
+        return f"lrsi: the gradient's norm went from {self.norms[0]:.3g} to {self.norms[-1]:.3g}{found}"
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
@@ -106,7 +115,7 @@ def lrsi(
     halves = _endless(batches)
     named = dict(model.named_parameters())
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    notes = dict.fromkeys(named.keys() - trained.keys(), "left: is frozen")
+    notes = dict.fromkeys(named.keys() - trained.keys(), f"{_LEFT}is frozen")
     if not trained:
         raise ValueError("model has no parameter that requires a gradient")
     with _by_batch_statistics(model), torch.enable_grad():
@@ -169,10 +178,12 @@ class _Scaling:
 
     def notes(self) -> dict[str, str]:
         notes = {
-            name: "left: the loss does not depend on it" for name, no in zip(self.names, self.unused, strict=True) if no
+            name: f"{_LEFT}the loss does not depend on it"
+            for name, no in zip(self.names, self.unused, strict=True)
+            if no
         }
         return {
-            name: "left: is all zeros" for name, is_zero in zip(self.names, self.zero, strict=True) if is_zero
+            name: f"{_LEFT}is all zeros" for name, is_zero in zip(self.names, self.zero, strict=True) if is_zero
         } | notes
 
     def scale(self, name: str) -> float:

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LR
 from sparsekern.data import ImageSet, load_digits
 from sparsekern.growth import GSE, SET, Growth, RigL, Static
 from sparsekern.models import MLP, ResNet, ViT
-from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
+from sparsekern.tost import ToST
+from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig, TostConfig
 
 DATA_SETS: dict[str, Callable[[], ImageSet]] = {"digits": load_digits}
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -86,3 +87,21 @@ def build_growth(config: GrowthConfig, model: nn.Module, optimizer: Optimizer, s
     if method == "gse":
         return GSE(model, optimizer, sampler, gamma=config.gamma, **arguments)
     return {"static": Static, "set": SET, "rigl": RigL}[method](model, optimizer, **arguments)
+
+
+def build_tost(config: TostConfig, model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> ToST | None:
+    """The ghosts of a run of `steps` optimizer steps; None where there are none."""
+    if not config.ghosts:
+        return None
+    return ToST(
+        model,
+        optimizer,
+        steps=max(1, round(config.ghost_end * steps)),
+        ghost_neurons=config.ghost_neurons,
+        ghost_skips=config.ghost_skips,
+        neuron=config.ghost_neuron,
+        beta=config.ghost_beta,
+        branch=config.ghost_branch,
+        branch_density=config.ghost_branch_density,
+        generator=torch.Generator().manual_seed(seed),
+    )

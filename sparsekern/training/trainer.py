@@ -15,7 +15,15 @@ from torch import Tensor
 from sparsekern.data import BatchLoader
 from sparsekern.growth import find_sparse_layers
 from sparsekern.sparsify import sparsify
-from sparsekern.training.build import build_data, build_growth, build_model, build_optimizer, build_scheduler
+from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
+from sparsekern.training.build import (
+    build_data,
+    build_growth,
+    build_model,
+    build_optimizer,
+    build_scheduler,
+    build_tost,
+)
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 
@@ -42,8 +50,8 @@ class Trainer:
         dtype = getattr(torch, config.run.dtype)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.autocast_dtype = dtype if dtype in (torch.bfloat16, torch.float16) else None
-        seeds = torch.randint(2**62, (4,), generator=torch.Generator().manual_seed(config.run.seed)).tolist()
-        model_seed, topology_seed, growth_seed, loader_seed = seeds
+        seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.run.seed)).tolist()
+        model_seed, topology_seed, growth_seed, loader_seed, tost_seed = seeds
         torch.manual_seed(model_seed)
 
         self.data = build_data(config.data).to(self.device, self.dtype)
@@ -72,6 +80,7 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.tost = build_tost(config.tost, self.model, self.optimizer, self.total_steps, tost_seed)
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
 
@@ -79,12 +88,15 @@ class Trainer:
         """One optimizer step. Returns a row a layer if the topology changed."""
         started = time.perf_counter()
         logits = self.predict(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optimizer.label_smoothing)
+        optimizer = self.config.optimizer
+        loss = smoothed_cross_entropy(logits, labels, optimizer.label_smoothing, optimizer.label_smoothing_over)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         updates = [] if self.growth is None else self.growth.step()
+        if self.tost is not None:
+            self.tost.step()
         self.scheduler.step()
         self.step += 1
         self.totals.loss += loss.item() * len(images)
@@ -94,6 +106,15 @@ class Trainer:
         self.totals.seconds += time.perf_counter() - started
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
+
+    def rescale(self) -> LrsiReport | None:
+        """What comes before the first step, where the run's configuration asks for it: `lrsi` on training batches."""
+        if not self.config.tost.lrsi or self.step > 0:
+            return None
+        before = self.loader.state_dict()
+        report = lrsi(self.model, self.loader, iterations=self.config.tost.lrsi_iterations)
+        self.loader.load_state_dict(before)
+        return report
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits (B, classes) in float32, or float64 where that is the run's dtype."""
@@ -146,6 +167,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
+            "tost": None if self.tost is None else self.tost.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": rng_state(self.device),
             "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals)},
@@ -159,6 +181,8 @@ class Trainer:
             raise CheckpointError(f"it is of another run: its {option} is {theirs!r}, here it is {mine!r}")
         try:
             self.model.load_state_dict(state["model"])
+            if self.tost is not None:  # before the optimizer, whose parameters go with the ghosts
+                self.tost.load_state_dict(state["tost"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
