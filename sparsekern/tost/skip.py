@@ -37,13 +37,14 @@ class Branch(nn.Module):
 class SparseBranch(Branch):
     """A 1x1 convolution of all equal weights, as sparse as the 3x3 one or of a density given, and its norm.
 
-    It stays dense beside a dense convolution. The topology is random and static.
+    It is dense beside a dense convolution of which no other density is asked. The topology is random and static.
     """
 
     def __init__(self, conv: Conv, density: float | None, generator: Generator | None) -> None:
         super().__init__(conv)
+        is_sparse = isinstance(conv, SparseLayer)
         if density is None:
-            density = conv.density if isinstance(conv, SparseLayer) else 1.0
+            density = conv.density if is_sparse else 1.0
         size: dict[str, Any] = {
             "in_channels": conv.in_channels,
             "out_channels": conv.out_channels,
@@ -55,7 +56,7 @@ class SparseBranch(Branch):
             "dtype": conv.weight.dtype,
         }
         self.conv: nn.Conv2d | SparseConv2d
-        if density == 1:
+        if density == 1 and not is_sparse:
             self.conv = nn.Conv2d(**size)
         else:
             self.conv = SparseConv2d(**size, density=density, generator=generator)
