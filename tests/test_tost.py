@@ -331,6 +331,11 @@ def test_density_of_branches(density):
         assert counts[conv] == layer.nnz
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input).tanh()
+
+
 class Odd(nn.Module):
     """Convolutions and ReLUs that the recipe does not fit, each for another reason."""
 
@@ -346,9 +351,10 @@ class Odd(nn.Module):
         self.frozen, self.norm4 = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
         self.large, self.norm5 = nn.Conv2d(2, 2, 5, padding=2), nn.BatchNorm2d(2)
         self.frozen.requires_grad_(False)
+        self.active, self.norm6 = nn.Conv2d(4, 4, 3, padding=1), NormAndActivation(4)
 
     def forward(self, x):
-        x = F.relu(self.no_norm(x))
+        x = F.relu(self.no_norm(self.norm6(self.active(x))))
         y = self.two_norms(x)
         x = (self.norm1(y) + self.norm2(y)).relu()
         x = self.shared(self.shares1(x)) + self.shared(self.shares2(x))
@@ -367,6 +373,7 @@ def test_what_does_not_fit_is_named():
         "0.shares1": "its norm, 0.shared, has other inputs too",
         "0.shares2": "its norm, 0.shared, has other inputs too",
         "0.narrow": "from 4 to 2 channels there is no branch without parameters",
+        "0.active": "its norm, 0.norm6, is a NormAndActivation, which may end in an activation",
         "0": "calls 3 ReLUs as a function: make it an nn.ReLU",
     }
     model = nn.Sequential(Odd())

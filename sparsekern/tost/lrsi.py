@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -125,6 +125,8 @@ def lrsi(
         except BaseException:
             scaling.restore()
             raise
+        finally:
+            halves.close()  # and with it the loader's own iterator
     notes |= scaling.notes()
     edgeless = _rows_without_edges(model)
     rows = [
@@ -222,7 +224,7 @@ def _joint_loss(model: nn.Module, loss: Loss, one: Batch, other: Batch) -> Tenso
     return loss(model(torch.cat([one[0], other[0]])), torch.cat([one[1], other[1]]))
 
 
-def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _endless(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
     rounds = 0
     while True:
         count = 0

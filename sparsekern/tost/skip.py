@@ -42,9 +42,8 @@ class SparseBranch(Branch):
 
     def __init__(self, conv: Conv, density: float | None, generator: Generator | None) -> None:
         super().__init__(conv)
-        is_sparse = isinstance(conv, SparseLayer)
         if density is None:
-            density = conv.density if is_sparse else 1.0
+            density = conv.density if isinstance(conv, SparseLayer) else 1.0
         size: dict[str, Any] = {
             "in_channels": conv.in_channels,
             "out_channels": conv.out_channels,
@@ -56,7 +55,7 @@ class SparseBranch(Branch):
             "dtype": conv.weight.dtype,
         }
         self.conv: nn.Conv2d | SparseConv2d
-        if density == 1 and not is_sparse:
+        if density == 1 and not isinstance(conv, SparseLayer):
             self.conv = nn.Conv2d(**size)
         else:
             self.conv = SparseConv2d(**size, density=density, generator=generator)

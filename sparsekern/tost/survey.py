@@ -95,6 +95,8 @@ class _Flow:
         if len(norms) > 1:
             return "several norms read its output: " + ", ".join(sorted(self.names[norm] for norm in norms))
         (norm,) = norms
+        if type(norm) not in NORMS:
+            return f"its norm, {self.names[norm]}, is a {type(norm).__name__}, which may end in an activation"
         if len(self.sources[norm]) > 1:
             return f"its norm, {self.names[norm]}, has other inputs too"
         return norm
@@ -124,7 +126,7 @@ class _Flow:
             module = _called(root, node)
             if module is not None:
                 self.called.add(module)
-                if type(module) in NORMS:
+                if isinstance(module, NORMS):
                     source = _called(root, node.args[0]) if node.args else None
                     self.sources[module].add(source)
                     if source is not None:
