@@ -230,8 +230,11 @@ def test_soft_relu_is_its_formula(name):
         y = soft_relu(x, torch.tensor(beta, dtype=torch.float64), name)
         expected = formulas[name](beta * x) / beta
         torch.testing.assert_close(y, expected)
-        grad, expected_grad = (torch.autograd.grad(value.sum(), x)[0] for value in (y, expected))
-        torch.testing.assert_close(grad, expected_grad)
+        for twice in (False, True):  # in one pass, and from parts that can be differentiated again
+            grads = [
+                torch.autograd.grad(value.sum(), x, create_graph=twice, retain_graph=True) for value in (y, expected)
+            ]
+            torch.testing.assert_close(*grads)
         assert (y - x.relu()).abs().max() <= 1 / beta
     x = torch.tensor([-2.0, -0.3, 0.1, 0.7, 3.0], dtype=torch.float64, requires_grad=True)
     for beta in (1.0, 4.0):
@@ -248,7 +251,9 @@ def test_soft_relu_of_large_beta_is_relu(name, dtype):
     y = soft_relu(x, beta, name)
     assert y.dtype == dtype
     assert relative(y, x.relu()) < 1e-12
+    (once,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    torch.testing.assert_close(once, grad.detach())
     (second,) = torch.autograd.grad(grad.sum(), x)
     slopes = [0, 0, 0, grad[3].item(), 1, 1, 1, 1]
     assert grad.tolist() == pytest.approx(slopes, abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
@@ -77,10 +78,10 @@ class FreeBranch(Branch):
         self.channels = (missing // 2, missing - missing // 2)
 
     def forward(self, x: Tensor, onto: Tensor | None, coefficient: Tensor) -> Tensor:
-        past = self.centred(x)[:, :, :: self.stride[0], :: self.stride[1]] * coefficient
+        past = self.centred(x)[:, :, :: self.stride[0], :: self.stride[1]]
         if any(self.channels):
             past = F.pad(past, (0, 0, 0, 0, *self.channels))
-        return past if onto is None else onto + past
+        return past * coefficient if onto is None else torch.addcmul(onto, past, coefficient)
 
 
 class Skip:

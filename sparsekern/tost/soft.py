@@ -17,12 +17,13 @@ from sparsekern.tost.phase import Phase
 class Soft(NamedTuple):
     """``f(beta x) / beta`` for an f no farther than 1 from relu, and hence no farther than 1 / beta itself."""
 
-    value: Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, z = beta x and beta
-    slope: Callable[[Tensor], Tensor]  # f'(z)
+    value: Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, z = beta x, which may be overwritten, and beta
+    slope: Callable[[Tensor], Tensor]  # f'(z), differentiable
+    fused: Callable[[Tensor, Tensor], Tensor]  # (gradient, z) -> gradient f'(z) in one pass, not differentiable
 
 
 def _swish(x: Tensor, z: Tensor, beta: Tensor) -> Tensor:
-    return x * z.sigmoid()
+    return z.sigmoid_().mul_(x)
 
 
 def _swish_slope(z: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def _swish_slope(z: Tensor) -> Tensor:
 
 
 def _gelu(x: Tensor, z: Tensor, beta: Tensor) -> Tensor:
-    return x * (0.5 * torch.erfc(z * -math.sqrt(0.5)))
+    return z.mul_(-math.sqrt(0.5)).erfc_().mul_(0.5).mul_(x)
 
 
 def _gelu_slope(z: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 
 def _mish(x: Tensor, z: Tensor, beta: Tensor) -> Tensor:
-    return x * F.softplus(z).tanh()
+    return F.softplus(z).tanh_().mul_(x)
 
 
 def _mish_slope(z: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def _mish_slope(z: Tensor) -> Tensor:
 
 
 def _elu(x: Tensor, z: Tensor, beta: Tensor) -> Tensor:
-    return torch.where(x > 0, x, z.clamp(max=0).expm1() / beta)
+    return torch.where(x > 0, x, z.clamp_(max=0).expm1_() / beta)
 
 
 def _elu_slope(z: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def _elu_slope(z: Tensor) -> Tensor:
 
 
 def _softplus(x: Tensor, z: Tensor, beta: Tensor) -> Tensor:
-    return x.relu() + (-z.abs()).exp().log1p() / beta
+    return x.relu() + z.abs_().neg_().exp_().log1p_() / beta
 
 
 def _softplus_slope(z: Tensor) -> Tensor:
@@ -65,12 +66,16 @@ def _softplus_slope(z: Tensor) -> Tensor:
 
 
 SOFT: dict[str, Soft] = {
-    "swish": Soft(_swish, _swish_slope),
-    "gelu": Soft(_gelu, _gelu_slope),
-    "mish": Soft(_mish, _mish_slope),
-    "elu": Soft(_elu, _elu_slope),
-    "softplus": Soft(_softplus, _softplus_slope),
+    "swish": Soft(_swish, _swish_slope, torch.ops.aten.silu_backward),
+    "gelu": Soft(_gelu, _gelu_slope, torch.ops.aten.gelu_backward),
+    "mish": Soft(_mish, _mish_slope, torch.ops.aten.mish_backward),
+    "elu": Soft(_elu, _elu_slope, lambda grad, z: torch.ops.aten.elu_backward(grad, 1, 1, 1, False, z)),
+    "softplus": Soft(_softplus, _softplus_slope, lambda grad, z: grad * z.sigmoid()),
 }
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _SoftRelu(Function):
@@ -78,7 +83,7 @@ class _SoftRelu(Function):
 
     @staticmethod
     def forward(x: Tensor, beta: Tensor, name: str) -> Tensor:
-        wide = x.double() if x.dtype == torch.float64 else x.float()
+        wide = _wide(x)
         return SOFT[name].value(wide, wide * beta, beta).to(x.dtype)
 
     @staticmethod
@@ -89,8 +94,12 @@ class _SoftRelu(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, beta = ctx.saved_tensors
-        wide = x.double() if x.dtype == torch.float64 else x.float()
-        return (grad * SOFT[ctx.name].slope(wide * beta)).to(x.dtype), None, None
+        z, wide_grad = _wide(x) * beta, _wide(grad)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a derivative of this may be asked for
+            dx = wide_grad * SOFT[ctx.name].slope(z)
+        else:
+            dx = SOFT[ctx.name].fused(wide_grad, z)
+        return dx.to(x.dtype), None, None
 
 
 def soft_relu(input: Tensor, beta: Tensor, name: str = "swish") -> Tensor:
