@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -92,37 +93,45 @@ def test_each_parameter_is_its_scale_times_what_it_was(name):
     assert all(row.note.startswith("left: is all zeros") for row in report.rows if row.scale == 1)
 
 
-def test_an_iteration_is_the_written_one():
+@pytest.mark.parametrize("gamma", [0.0, 3.0, 100.0])
+def test_iterations_are_the_written_ones(gamma):
     """Dense formulas in float64: a long gradient is shortened, a short one probed."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    batches = [(torch.randn(5, 3).double(), torch.randint(2, (5,))) for _ in range(3)]
-    for gamma in (0.0, 100.0):
-        mine = copy.deepcopy(model)
-        report = lrsi(mine, batches, iterations=1, lr=0.01, eta=0.1, gamma=gamma)
-        initial = dict(model.named_parameters())
-        scales = {name: torch.ones((), dtype=torch.float64, requires_grad=True) for name in initial}
+    with torch.no_grad():
+        model[2].weight.mul_(5)
+    batches = [(4 * torch.randn(5, 3).double(), torch.randint(2, (5,))) for _ in range(7)]
+    report = lrsi(copy.deepcopy(model), batches, iterations=12, lr=0.05, eta=0.1, gamma=gamma)
+    initial = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    scales = {name: torch.ones((), dtype=torch.float64, requires_grad=True) for name in initial}
+    adam = torch.optim.Adam(scales.values(), lr=0.05)
+    halves = itertools.cycle(batches)
+    norms, losses, largest = [], [], 0.0
 
-        def loss(parameters, *chosen):
-            images, labels = (torch.cat(parts) for parts in zip(*(batches[i] for i in chosen), strict=True))
-            return F.cross_entropy(torch.func.functional_call(model, parameters, (images,)), labels)
+    def loss(parameters, *chosen):
+        images, labels = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (images,)), labels)
 
+    for _ in range(12):
         values = {name: initial[name] * scale for name, scale in scales.items()}
-        gradients = torch.autograd.grad(loss(values, 0, 1), list(values.values()), create_graph=True)
+        first, second = next(halves), next(halves)
+        gradients = torch.autograd.grad(loss(values, first, second), list(values.values()), create_graph=True)
         norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
-        assert report.norms[0] == pytest.approx(norm.item(), rel=1e-12)
+        norms.append(norm.item())
         objective = norm
         if norm <= gamma:
             steps = dict(zip(values, gradients, strict=True))
-            objective = loss(
-                {name: value - 0.1 * (steps[name] / norm).detach() for name, value in values.items()}, 0, 2
-            )
-            assert report.losses[0] == pytest.approx(objective.item(), rel=1e-12)
-        else:
-            assert report.losses == ()
-        slopes = torch.autograd.grad(objective, list(scales.values()))
-        for name, slope in zip(scales, slopes, strict=True):
-            slope = slope.clamp(-1, 1)
-            assert report.scales[name] == pytest.approx((1 - 0.01 * slope / (slope.abs() + 1e-8)).item(), rel=1e-9)
+            probe = {name: value - 0.1 * (steps[name] / norm).detach() for name, value in values.items()}
+            objective = loss(probe, first, next(halves))
+            losses.append(objective.item())
+        for scale, slope in zip(scales.values(), torch.autograd.grad(objective, list(scales.values())), strict=True):
+            largest = max(largest, slope.abs().item())
+            scale.grad = slope.clamp(-1, 1)
+        adam.step()
+    assert largest > 1.5 or gamma == 100
+    assert (len(losses) == 0, len(losses) == 12) == (gamma == 0, gamma == 100)
+    assert report.norms == pytest.approx(norms, rel=1e-9)
+    assert report.losses == pytest.approx(losses, rel=1e-9)
+    assert report.scales == pytest.approx({name: scale.item() for name, scale in scales.items()}, rel=1e-9)
 
 
 def test_scales_have_a_floor():
