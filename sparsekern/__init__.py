@@ -8,6 +8,7 @@ from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
 from sparsekern.pattern import Pattern
 from sparsekern.sparsify import sparsify
+from sparsekern.tost import ToST
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "Static",
+    "ToST",
     "fuse",
     "nn",
     "sparsify",

@@ -19,10 +19,11 @@ class MLP(nn.Module):
             raise ValueError(f"depth must be at least 1 hidden layer, got {depth}")
         widths = [channels * size * size, *[width] * depth]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.activation = nn.ReLU()
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = images.flatten(1)
         for layer in self.hidden:
-            hidden = layer(hidden).relu()
+            hidden = self.activation(layer(hidden))
         return self.head(hidden)

@@ -26,7 +26,8 @@ from sparsekern.data import (
 )
 from sparsekern.growth import GSE, SET, Growth, RigL, Static
 from sparsekern.models import make_model
-from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig
+from sparsekern.tost import ToST
+from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, OptimizerConfig, TostConfig
 
 DATA_SETS: dict[str, Callable[[Path], ImageSet | FileSet]] = {
     "digits": lambda root: load_digits(),
@@ -109,3 +110,21 @@ def build_growth(config: GrowthConfig, model: nn.Module, optimizer: Optimizer, s
     if method == "gse":
         return GSE(model, optimizer, sampler, gamma=config.gamma, **arguments)
     return {"static": Static, "set": SET, "rigl": RigL}[method](model, optimizer, **arguments)
+
+
+def build_tost(config: TostConfig, model: nn.Module, optimizer: Optimizer, steps: int, seed: int) -> ToST | None:
+    """The ghosts of a run of `steps` optimizer steps; None where there are none."""
+    if not config.ghosts:
+        return None
+    return ToST(
+        model,
+        optimizer,
+        steps=max(1, round(config.ghost_end * steps)),
+        ghost_neurons=config.ghost_neurons,
+        ghost_skips=config.ghost_skips,
+        neuron=config.ghost_neuron,
+        beta=config.ghost_beta,
+        branch=config.ghost_branch,
+        branch_density=config.ghost_branch_density,
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -43,6 +43,8 @@ def train(arguments: Sequence[str]) -> int:
     except (ValueError, ImportError, OSError) as error:
         return fail(error)
     console.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    if trainer.tost is not None and not trainer.tost.over:
+        console.print(trainer.tost.report.brief, highlight=False, markup=False)
     try:
         run(trainer, folder, console)
     except Stopped as stopped:

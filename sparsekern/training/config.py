@@ -31,6 +31,9 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["cosine", "multistep", "constant"]
 DecayName = Literal["weights", "all"]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+SmoothingName = Literal["all", "others"]
+NeuronName = Literal["swish", "gelu", "mish", "elu", "softplus"]
+BranchName = Literal["sparse", "free"]
 
 MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mlp": ("width", "depth"),
@@ -208,11 +211,14 @@ class OptimizerConfig:
     milestones: tuple[float, ...] = (0.4, 0.6)
     """multistep: shares of the run at which the rate is multiplied by 0.1."""
     label_smoothing: float = 0.0
-    """Probability mass spread over all classes (torch's definition)."""
+    """Probability mass that the labels give away."""
+    label_smoothing_over: SmoothingName = "all"
+    """Who shares that mass: all classes, the label's too (torch's definition), or the others alone (ToST's)."""
     clip: float = 0.0
     """Longest gradient of all parameters together (2-norm); longer ones are scaled down to it. 0 for no limit."""
     ema: float = 0.0
-    """Decay a step of a moving average of the weights, such as 0.999, which is then what is tested; 0 for none."""
+    """Decay a step of a moving average of the weights, such as 0.999, which is then what is tested; 0 for none. It
+    begins when ghosts, where there are any, are gone."""
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.name, OptimizerName)
@@ -225,6 +231,7 @@ class OptimizerConfig:
         check_range("clip", self.clip, 0)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be from 0 to below 1, got {self.ema!r}")
+        check_choice("label_smoothing_over", self.label_smoothing_over, SmoothingName)
         for milestone in self.milestones:
             check_range("milestones", milestone, 0, 1)
         if not self.learning_rate > 0:
@@ -233,6 +240,43 @@ class OptimizerConfig:
     @property
     def learning_rate(self) -> float:
         return LEARNING_RATES[self.name] if self.lr is None else self.lr
+
+
+@dataclass(frozen=True)
+class TostConfig:
+    ghost_neurons: bool = False
+    """ToST: ReLUs begin as smooth functions and become ReLUs."""
+    ghost_skips: bool = False
+    """ToST: 3x3 convolutions begin with a branch beside them, which fades and is removed."""
+    lrsi: bool = False
+    """ToST: each parameter is scaled before the first step, so that this step lowers the loss most."""
+    ghost_end: float = 0.5
+    """Share of the run after which the ghosts are gone."""
+    ghost_neuron: NeuronName = "swish"
+    """ghost_neurons: the smooth function f, as f(beta x) / beta."""
+    ghost_beta: float = 1.0
+    """ghost_neurons: beta at the first step; it rises to infinity."""
+    ghost_branch: BranchName = "sparse"
+    """ghost_skips: a sparse 1x1 convolution with its norm, or the input itself, free of parameters."""
+    ghost_branch_density: float | None = None
+    """ghost_skips: density of sparse branches; by default that of the convolution beside each."""
+    lrsi_iterations: int = 180
+    """lrsi: iterations on batches of training images."""
+
+    def __post_init__(self) -> None:
+        check_range("ghost_end", self.ghost_end, 0, 1)
+        check_choice("ghost_neuron", self.ghost_neuron, NeuronName)
+        check_choice("ghost_branch", self.ghost_branch, BranchName)
+        check_range("lrsi_iterations", self.lrsi_iterations, 1)
+        if not 0 < self.ghost_beta < float("inf"):
+            raise ValueError(f"ghost_beta must be above 0 and finite, got {self.ghost_beta!r}")
+        density = self.ghost_branch_density
+        if density is not None and not 0 < density <= 1:
+            raise ValueError(f"ghost_branch_density must be above 0 and at most 1, got {density!r}")
+
+    @property
+    def ghosts(self) -> bool:
+        return (self.ghost_neurons or self.ghost_skips) and self.ghost_end > 0
 
 
 @dataclass(frozen=True)
@@ -277,6 +321,7 @@ class TrainConfig:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tost: TostConfig = field(default_factory=TostConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @property

@@ -85,6 +85,8 @@ def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, A
 def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     """The training loop."""
     config = trainer.config.run
+    if (report := trainer.rescale()) is not None:
+        console.print(report.brief, highlight=False, markup=False)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
     with StopRequest() as stop, bar:
         while trainer.epoch < config.epochs:

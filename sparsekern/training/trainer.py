@@ -16,6 +16,7 @@ from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
 from sparsekern.models import ConvNet
 from sparsekern.sparsify import sparsify
+from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
 from sparsekern.training.average import WeightAverage
 from sparsekern.training.build import (
     build_data,
@@ -24,6 +25,7 @@ from sparsekern.training.build import (
     build_model,
     build_optimizer,
     build_scheduler,
+    build_tost,
 )
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
@@ -52,8 +54,8 @@ class Trainer:
         dtype = getattr(torch, config.run.dtype)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.autocast_dtype = dtype if dtype in (torch.bfloat16, torch.float16) else None
-        seeds = torch.randint(2**62, (4,), generator=torch.Generator().manual_seed(config.run.seed)).tolist()
-        model_seed, topology_seed, growth_seed, loader_seed = seeds
+        seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.run.seed)).tolist()
+        model_seed, topology_seed, growth_seed, loader_seed, tost_seed = seeds
         torch.manual_seed(model_seed)
 
         self.data = build_data(config.data).to(self.device, self.dtype)
@@ -81,8 +83,9 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.tost = build_tost(config.tost, self.model, self.optimizer, self.total_steps, tost_seed)
         self.average: WeightAverage | None = None
-        if config.optimizer.ema:
+        if config.optimizer.ema and self.tost is None:
             self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
@@ -93,17 +96,21 @@ class Trainer:
         options = self.config.optimizer
         images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels, self.step)
         logits = self.predict(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
+        loss = smoothed_cross_entropy(logits, targets, options.label_smoothing, options.label_smoothing_over)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if options.clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+            nn.utils.clip_grad_norm_(self.trained(), options.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
         updates = [] if self.growth is None else self.growth.step()
+        if self.tost is not None:
+            self.tost.step()
+            if options.ema and self.average is None and self.tost.over:
+                self.begin_average()
         self.scheduler.step()
         self.step += 1
         self.totals.loss += loss.item() * len(images)
@@ -116,11 +123,25 @@ class Trainer:
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
 
-    def begin_average(self) -> None:
+    def trained(self) -> list[nn.Parameter]:
+        """All that the optimizer steps on: the network's parameters, and the ghosts' while there are any."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def rescale(self) -> LrsiReport | None:
+        """What comes before the first step, where the run's configuration asks for it: `lrsi` on training batches."""
+        if not self.config.tost.lrsi or self.step > 0:
+            return None
+        before = self.loader.state_dict()
+        report = lrsi(self.model, self.loader, iterations=self.config.tost.lrsi_iterations)
+        self.loader.load_state_dict(before)
+        return report
+
+    def begin_average(self) -> WeightAverage:
         """From the next step on, the weights are averaged; the network must keep its modules from here on."""
         self.average = WeightAverage(self.model, self.config.optimizer.ema)
         if self.growth is not None:
             self.growth.follow(self.average.model)
+        return self.average
 
     @property
     def evaluated(self) -> nn.Module:
@@ -186,6 +207,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "tost": None if self.tost is None else self.tost.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": rng_state(self.device),
             "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals)},
@@ -199,13 +221,16 @@ class Trainer:
             raise CheckpointError(f"it is of another run: its {option} is {theirs!r}, here it is {mine!r}")
         try:
             self.model.load_state_dict(state["model"])
+            if self.tost is not None:  # before the optimizer, whose parameters go with the ghosts
+                self.tost.load_state_dict(state["tost"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
             if self.growth is not None:
                 self.growth.load_state_dict(state["growth"])
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
+            if state["average"] is not None:
+                average = self.average or self.begin_average()  # later than the run, where there were ghosts
+                average.load_state_dict(state["average"])
             self.loader.load_state_dict(state["loader"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"its contents do not fit this run: {error}") from error
