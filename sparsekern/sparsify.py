@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -159,29 +160,56 @@ def sparsify(
             pattern of `exclude` that matches nothing, a model without a layer to replace, or a model that is
             itself the layer (see `SparseLinear.from_dense`). The model is then unchanged.
     """
+    check_density(density)
+    survey = survey_layers(model, exclude)
+    chosen = [row for row, _ in survey if row.reason is None]
+    counts = layer_nnz([row.shape for row in chosen], density, distribution)
+    nnz = {row.name: count for row, count in zip(chosen, counts, strict=True)}
+    return replace_layers(model, survey, nnz, keep_weights=keep_weights, generator=generator)
+
+
+def survey_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> list[tuple[TableRow, str]]:
+    """A row for each weight matrix of a model as it is, with its module's path; no reason where `sparsify` replaces it.
+
+    Raises what `sparsify` does for its `model` and `exclude`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_density(density)
     if isinstance(model, (nn.Linear, nn.Conv2d, SparseLayer)):
         raise ValueError(
             f"model is itself the layer ({type(model).__name__}), with no parent to be replaced in: "
             "make the layer with SparseLinear.from_dense or SparseConv2d.from_dense"
         )
     survey = list(_survey(model, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
-    chosen = [row for row, _ in survey if row.reason is None]
-    if not chosen:
+    if not any(row.reason is None for row, _ in survey):
         raise ValueError(
             "model has no nn.Linear or nn.Conv2d to replace"
             + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _ in survey)
         )
-    counts = iter(layer_nnz([row.shape for row in chosen], density, distribution))
+    return survey
+
+
+def replace_layers(
+    model: nn.Module,
+    survey: Sequence[tuple[TableRow, str]],
+    topologies: Mapping[str, int | Pattern],
+    *,
+    keep_weights: bool = False,
+    generator: torch.Generator | None = None,
+) -> SparsityTable:
+    """Replaces the surveyed layers without a reason by sparse ones, in place, unchecked; see `sparsify`.
+
+    `topologies` has each of them by name: a number of nonzeros, or the very pattern.
+    """
     places = _places(model)
     rows = []
     for row, path in survey:
         if row.reason is None:
-            row = TableRow(row.names, row.kind, row.shape, next(counts))
+            topology = topologies[row.name]
+            pattern = topology if isinstance(topology, Pattern) else None
+            row = dataclasses.replace(row, nnz=topology if isinstance(topology, int) else topology.nnz)
             dense = model.get_submodule(path)
-            sparse = _sparse_twin(dense, row, keep_weights, generator)
+            sparse = _sparse_twin(dense, row, keep_weights, generator, pattern)
             for parent, key in places[id(dense)]:
                 setattr(parent, key, sparse)
             del dense  # its memory goes before the next layer is made
@@ -273,25 +301,35 @@ def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _sparse_twin(dense: nn.Module, row: TableRow, keep_weights: bool, generator: torch.Generator | None) -> SparseLayer:
+def _sparse_twin(
+    dense: nn.Module,
+    row: TableRow,
+    keep_weights: bool,
+    generator: torch.Generator | None,
+    pattern: Pattern | None = None,
+) -> SparseLayer:
     """The sparse layer that takes the dense one's place."""
     assert isinstance(dense, (nn.Linear, nn.Conv2d))
     device, dtype = dense.weight.device, dense.weight.dtype
     sparse: SparseLayer
-    if keep_weights and device.type != "meta":
+    if keep_weights and pattern is None and device.type != "meta":
         cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
         sparse = cls.from_dense(dense, density=row.density)  # type: ignore[arg-type]
     else:
         shape = (row.shape[0], math.prod(row.shape[1:]))
-        if device.type == "meta":
-            pattern = Pattern.empty(shape, row.nnz, device="meta")
-        else:
-            pattern = Pattern.random(shape, row.nnz, generator=generator)
+        if pattern is None:
+            if device.type == "meta":
+                pattern = Pattern.empty(shape, row.nnz, device="meta")
+            else:
+                pattern = Pattern.random(shape, row.nnz, generator=generator)
+            keep_weights = False
         common: dict[str, Any] = {"device": device, "dtype": dtype, "pattern": pattern, "generator": generator}
         if isinstance(dense, nn.Linear):
             sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
             sparse = SparseConv2d(**conv2d_arguments(dense), **common)
+        if keep_weights:
+            sparse._take_dense(dense)
     sparse.training = dense.training
     sparse.weight.requires_grad_(dense.weight.requires_grad)
     if sparse.bias is not None and dense.bias is not None:
