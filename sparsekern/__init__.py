@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
-from sparsekern import nn, testing
+from sparsekern import masks, nn, testing
 from sparsekern.fuse import fuse
 from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
@@ -21,6 +21,7 @@ __all__ = [
     "SparseLinear",
     "Static",
     "fuse",
+    "masks",
     "nn",
     "sparsify",
     "testing",

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparsekern import sealed
-from sparsekern.training import checkpoint
 from sparsekern.atomic import replace_file
+from sparsekern.training import checkpoint
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
