@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sparsekern.training.command import train
+from sparsekern.training.mask_command import mask
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a network that stays sparse, or its dense twin", train),
+    "mask": ("find the topology that a network begins with: SNIP, GraSP, SynFlow, lottery tickets", mask),
 }
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.run import Stopped, resume, run, start
+from sparsekern.training.topology import sparsity_of_mask
 from sparsekern.training.trainer import Trainer
 
 
@@ -52,7 +53,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     """A new run, or the one to resume."""
     path = resumed_path(arguments)
     if path is None:
-        return start(parse(arguments, TrainConfig()))
+        return start(parse(arguments, mask_defaults(arguments)))
     folder = RunFolder(path)
     saved = folder.load_config()
     config = parse(arguments, saved)
@@ -69,9 +70,19 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
 
 def resumed_path(arguments: Sequence[str]) -> Path | None:
     """--resume alone, ahead of the rest: the defaults of all other options come from that run."""
+    return path_option("--resume", arguments)
+
+
+def mask_defaults(arguments: Sequence[str]) -> TrainConfig:
+    """The defaults of a new run: those of the file that --mask names, where there is one."""
+    path = path_option("--mask", arguments)
+    return TrainConfig() if path is None else TrainConfig(sparsity=sparsity_of_mask(path))
+
+
+def path_option(name: str, arguments: Sequence[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", type=Path)
-    return parser.parse_known_args(arguments)[0].resume
+    parser.add_argument(name, type=Path, dest="path")
+    return parser.parse_known_args(arguments)[0].path
 
 
 def parse(arguments: Sequence[str], defaults: TrainConfig) -> TrainConfig:

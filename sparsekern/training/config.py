@@ -93,11 +93,15 @@ class SparsityConfig:
     """How the density is spread over the layers."""
     exclude: tuple[str, ...] = ()
     """Name patterns of layers that stay dense, such as 'head*'."""
+    mask: Path | None = None
+    """File of `sparsekern mask` to begin with; density and exclude are then the file's."""
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, got {self.density!r}")
         check_choice("distribution", self.distribution, DistributionName)
+        if self.mask is not None and self.distribution != "erk":
+            raise ValueError(f"distribution does not apply to a mask file, got {self.distribution!r} with {self.mask}")
 
     @property
     def is_dense(self) -> bool:
@@ -194,6 +198,7 @@ class RunConfig:
                 check_range(name, getattr(self, name), 1)
 
 
+PATHS = (("run", "output"), ("sparsity", "mask"))
 CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin")
 
 
@@ -208,15 +213,17 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """MODEL-GROWTH-DENSITY-SEED, or MODEL-dense-SEED."""
-        method = "dense" if self.sparsity.is_dense else f"{self.growth.name}-{self.sparsity.density:g}"
+        """MODEL-GROWTH-DENSITY-SEED, MODEL-GROWTH-MASKFILE-DENSITY-SEED, or MODEL-dense-SEED."""
+        mask = "" if self.sparsity.mask is None else f"{self.sparsity.mask.stem}-"
+        method = "dense" if self.sparsity.is_dense else f"{self.growth.name}-{mask}{self.sparsity.density:g}"
         return f"{self.model.name}-{method}-{self.run.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
         nested = dataclasses.asdict(self)
-        output = nested["run"]["output"]
-        nested["run"]["output"] = None if output is None else str(output)
+        for section, name in PATHS:
+            path = nested[section][name]
+            nested[section][name] = None if path is None else str(path)
         return nested
 
     @classmethod
@@ -233,8 +240,9 @@ class TrainConfig:
                 raise ValueError(f"unknown option {section}.{unknown[0]}; known are {', '.join(sorted(known))}")
             as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             built[section] = dataclasses.replace(default, **as_tuples)
-        if (output := built["run"].output) is not None:
-            built["run"] = dataclasses.replace(built["run"], output=Path(output))
+        for section, name in PATHS:
+            if section in built and (path := getattr(built[section], name)) is not None:
+                built[section] = dataclasses.replace(built[section], **{name: Path(path)})
         return cls(**built)
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern.data import BatchLoader
 from sparsekern.growth import find_sparse_layers
-from sparsekern.sparsify import sparsify
 from sparsekern.training.build import build_data, build_growth, build_model, build_optimizer, build_scheduler
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
+from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
 
@@ -34,9 +34,15 @@ class Totals:
 
 
 class Trainer:
-    """Builds all that `config` names. The caller iterates `loader`, calls `train_step` and ends epochs."""
+    """Builds all that `config` names. The caller iterates `loader`, calls `train_step` and ends epochs.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Args:
+        config: of the run.
+        model: a network to train as it is, in the place of the one that `config` names.
+        restoring: whether a checkpoint will be loaded. A mask file is then not read: the checkpoint has the topology.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module | None = None, *, restoring: bool = False) -> None:
         self.config = config
         self.device = torch.device(config.run.device)
         dtype = getattr(torch, config.run.dtype)
@@ -56,15 +62,10 @@ class Trainer:
             fill=self.data.background,
         )
         self.total_steps = config.run.epochs * len(self.loader)
-        self.model = build_model(config.model, self.data)
-        if not config.sparsity.is_dense:
-            sparsify(
-                self.model,
-                density=config.sparsity.density,
-                distribution=config.sparsity.distribution,
-                exclude=config.sparsity.exclude,
-                generator=torch.Generator().manual_seed(topology_seed),
-            )
+        self.model = build_model(config.model, self.data) if model is None else model
+        if model is None and not config.sparsity.is_dense:
+            generator = torch.Generator().manual_seed(topology_seed)
+            build_topology(config.sparsity, self.model, generator, restoring=restoring)
         self.model.to(self.device, self.dtype)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
