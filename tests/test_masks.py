@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import sparsekern
 from sparsekern.masks import Masks, grasp, lottery_ticket, magnitude, random_mask, snip, synflow
@@ -511,6 +513,35 @@ def test_inputs_as_keywords_and_tuples():
     by_place, by_name = (snip(model, 0.5, [(inputs, targets)]) for inputs in ((x, y), {"y": y, "x": x}))
     assert all(by_place[name].equal(by_name[name]) for name in by_place)
     assert synflow(model, 0.5, (x, y)).nnz == synflow(model, 0.5, {"y": y, "x": x}).nnz == 6
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the elements of the largest tensor that an operator made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
+def test_layers_are_never_put_together(method):
+    torch.manual_seed(0)
+    side = 270  # whose square is above the number of bins that scores are counted in
+    model = nn.Sequential(*(nn.Linear(side, side) for _ in range(3)))
+    batches = [(torch.randn(2, side), torch.tensor([0, 1]))]
+    with Sizes() as sizes:
+        {
+            "magnitude": lambda: magnitude(model, 0.5),
+            "snip": lambda: snip(model, 0.5, batches),
+            "grasp": lambda: grasp(model, 0.5, batches),
+            "synflow": lambda: synflow(model, 0.5, batches[0][0], rounds=2),
+        }[method]()
+    assert sizes.largest == side * side
 
 
 # Lottery tickets

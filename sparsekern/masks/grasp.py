@@ -46,8 +46,8 @@ def grasp(
     and torch's random numbers. It must be twice differentiable: this library's fused norms, GELU and attention are,
     and torch's attention is by the kernel that is chosen here.
 
-    Memory on top of the model's, for float32: 12 bytes a weight (g, a batch's gradient with its graph, H g), several
-    times a step's activations, and 12 bytes an edge. All batches are held.
+    Memory on top of the model's, for float32: 12 bytes a weight (g, a batch's gradient with its graph, H g), as many
+    a weight of the largest layer, several times a step's activations, and 12 bytes an edge. All batches are held.
 
     Args:
         model: any that `sparsekern.sparsify` takes.
@@ -83,14 +83,13 @@ def grasp(
         for inputs, targets in kept:
             value = batch_loss(buffers, inputs, targets)
             slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-            product = torch.zeros((), dtype=value.dtype, device=value.device)
-            for name, slope in zip(weights, slopes, strict=True):
-                if slope is not None:
-                    product = product + (slope * gradient[name]).sum()
-            if product.requires_grad:  # not so where the loss is linear in the weights
-                product.backward(inputs=parameters)
+            # None where the loss does not depend on a weight; no graph where it is linear in it and in all others.
+            curved = {name: s for name, s in zip(weights, slopes, strict=True) if s is not None and s.requires_grad}
+            if curved:
+                torch.autograd.backward(list(curved.values()), [gradient[name] for name in curved], inputs=parameters)
+            del value, slopes, curved
     del gradient
     with torch.no_grad():
-        scores = {name: curved.mul_(weights[name]) for name, curved in gradients(weights).items()}
+        scores = {name: product.mul_(weights[name]) for name, product in gradients(weights).items()}
     by_layer = {layer.name: scores[f"{layer.name}.weight"].detach for layer in layers}
     return best_edges(layers, by_layer, density, "grasp", {"exclude": exclude, "temperature": temperature})
