@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
-from sparsekern import nn, testing
+from sparsekern import masks, nn, testing
 from sparsekern.fuse import fuse
 from sparsekern.growth import GSE, SET, RigL, Static
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
@@ -23,6 +23,7 @@ __all__ = [
     "Static",
     "ToST",
     "fuse",
+    "masks",
     "nn",
     "sparsify",
     "testing",

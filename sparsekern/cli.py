@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from sparsekern.info import info
 from sparsekern.recipes.command import recipes
 from sparsekern.training.command import train
+from sparsekern.training.mask_command import mask
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a network that stays sparse, or its dense twin", train),
+    "mask": ("find the topology that a network begins with: SNIP, GraSP, SynFlow, lottery tickets", mask),
     "recipes": ("list the papers' configurations for train, or show one", recipes),
     "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
 }

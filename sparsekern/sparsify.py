@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -173,43 +173,88 @@ def sparsify(
             device and no `reset_parameters`, or `keep_weights` of layers there. The model is then unchanged.
         RuntimeError: with `device`, a `reset_parameters` that left a tensor of its module unfilled.
     """
+    check_density(density)
+    survey = survey_layers(model, exclude)
+    chosen = [each.row for each in survey if each.row.reason is None]
+    counts = layer_nnz([row.shape for row in chosen], density, distribution)
+    nnz = {row.name: count for row, count in zip(chosen, counts, strict=True)}
+    return replace_layers(model, survey, nnz, keep_weights=keep_weights, generator=generator, device=device)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A weight matrix of a model as it is; its row has no reason where `sparsify` replaces it."""
+
+    row: TableRow
+    path: str  # of its module
+    part: str  # which of that module's linear layers it is; "" where the module is the layer
+
+
+def survey_layers(model: nn.Module, exclude: str | Iterable[str] = (), *, plain: bool = False) -> list[Surveyed]:
+    """Each weight matrix of a model. Raises what `sparsify` does for its `model` and `exclude`.
+
+    With `plain`, all but nn.Linear and nn.Conv2d have a reason: their `weight` is the matrix, as it is.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_density(density)
     if isinstance(model, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, SparseLayer)):
         raise ValueError(
             f"model is itself the layer ({type(model).__name__}), with no parent to be replaced in: "
             "make the layer with from_dense of SparseLinear, SparseConv2d or SparseMultiheadAttention"
         )
-    places = _places(model)
-    survey = list(_survey(model, places, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
-    chosen = [row for row, _, _ in survey if row.reason is None]
-    if not chosen:
+    survey = list(_survey(model, _places(model), (exclude,) if isinstance(exclude, str) else tuple(exclude)))
+    if plain:
+        survey = [_plain(each, model.get_submodule(each.path)) for each in survey]
+    if not any(each.row.reason is None for each in survey):
         raise ValueError(
             "model has no nn.Linear or nn.Conv2d to replace"
-            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _, _ in survey)
+            + "".join(f"\n  {each.row.name} ({each.row.kind}): {each.row.reason}" for each in survey)
         )
-    replaced = {path: model.get_submodule(path) for row, path, _ in survey if row.reason is None}
+    return survey
+
+
+def _plain(surveyed: Surveyed, module: nn.Module) -> Surveyed:
+    if surveyed.row.reason or isinstance(module, (nn.Linear, nn.Conv2d)):
+        return surveyed
+    return replace(surveyed, row=replace(surveyed.row, reason="is no nn.Linear or nn.Conv2d"))
+
+
+def replace_layers(
+    model: nn.Module,
+    survey: Sequence[Surveyed],
+    topologies: Mapping[str, int | Pattern],
+    *,
+    keep_weights: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> SparsityTable:
+    """Replaces the surveyed layers without a reason by sparse ones, in place; see `sparsify` for the rest.
+
+    `topologies` has each of them by name: a number of nonzeros, or the very pattern, which fits it.
+    """
+    places = _places(model)
+    replaced = {each.path: model.get_submodule(each.path) for each in survey if each.row.reason is None}
     materials = None
     if device is not None:
         materials = Materials(model, torch.device(device), replaced.values())
         if keep_weights and any(_is_meta(module) for module in replaced.values()):
             raise ValueError("keep_weights is True, and the model is on the meta device, where there are no weights")
-    counts = iter(layer_nnz([row.shape for row in chosen], density, distribution))
     rows = []
     made: dict[str, SparseLayer] = {}  # the parts of the module that is being replaced
-    for row, path, part in survey:
+    for each in survey:
+        row = each.row
         if row.reason is None:
-            row = replace(row, nnz=next(counts))
-            dense = replaced[path]
+            topology = topologies[row.name]
+            row = replace(row, nnz=topology if isinstance(topology, int) else topology.nnz)
+            dense = replaced[each.path]
             parts = _linear_parts(dense, _is_packed(dense, places))
-            made[part] = _sparse_twin(parts[part], row, keep_weights, generator, device)
+            made[each.part] = _sparse_twin(parts[each.part], row, topology, keep_weights, generator, device)
             if len(made) == len(parts):
                 sparse = _assembled(dense, made)
                 for parent, key in places[id(dense)]:
                     setattr(parent, key, sparse)
                 made = {}
-                del replaced[path]
+                del replaced[each.path]
             del dense, parts  # their memory goes before the next layer is made
         rows.append(row)
     if materials is not None:
@@ -218,11 +263,7 @@ def sparsify(
     return SparsityTable(tuple(rows))
 
 
-def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str, str]]:
-    """A row for every weight matrix, with the path of its module and which part of that it is ("" for all of it).
-
-    The reason is None where it can be replaced.
-    """
+def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[Surveyed]:
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[id(module)].append(name)
@@ -238,7 +279,8 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
         if id(module) in inside:
             continue
         if isinstance(module, SparseLayer):
-            yield TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already"), path, ""
+            row = TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already")
+            yield Surveyed(row, path, "")
             continue
         if _is_replaceable(module):
             reason = _why_dense(module, owners, places)
@@ -251,13 +293,13 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                 for part, linear in parts.items():
                     shape = _dense_shape(linear)
                     part_names = tuple(f"{name}.{part}".rstrip(".") for name in mine)
-                    yield TableRow(part_names, kind, shape, math.prod(shape)), path, part
+                    yield Surveyed(TableRow(part_names, kind, shape, math.prod(shape)), path, part)
                 inside.update(id(child) for child in module.children())
                 if not isinstance(module, nn.MultiheadAttention):
                     continue
             elif isinstance(module, (nn.Linear, nn.Conv2d)):
                 shape = _dense_shape(module)
-                yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path, ""
+                yield Surveyed(TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path, "")
                 continue
         if not isinstance(module, parametrize.ParametrizationList):
             for key, parameter in module._parameters.items():
@@ -267,7 +309,8 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                     continue  # in the rows above
                 weights = tuple(f"{name}.{key}".lstrip(".") for name in mine)
                 why = reason or "is no nn.Linear or nn.Conv2d"
-                yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why), path, ""
+                row = TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why)
+                yield Surveyed(row, path, "")
     if unmatched:
         raise ValueError(
             f"exclude pattern {min(unmatched)!r} matches no nn.Linear, nn.Conv2d or nn.MultiheadAttention; "
@@ -368,6 +411,7 @@ def _is_meta(module: nn.Module) -> bool:
 def _sparse_twin(
     dense: nn.Linear | nn.Conv2d,
     row: TableRow,
+    topology: int | Pattern,
     keep_weights: bool,
     generator: torch.Generator | None,
     build_on: torch.device | str | None,
@@ -375,13 +419,15 @@ def _sparse_twin(
     """The sparse layer that takes the dense one's place; of one on the meta device, made on `build_on` if given."""
     device, dtype = dense.weight.device, dense.weight.dtype
     sparse: SparseLayer
-    if keep_weights and device.type != "meta":
+    if keep_weights and isinstance(topology, int) and device.type != "meta":
         cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
         sparse = cls.from_dense(dense, density=row.density)  # type: ignore[arg-type]
     else:
         moves = device.type == "meta" and build_on is not None
         shape = (row.shape[0], math.prod(row.shape[1:]))
-        if device.type == "meta" and not moves:
+        if isinstance(topology, Pattern):
+            pattern = topology
+        elif device.type == "meta" and not moves:
             pattern = Pattern.empty(shape, row.nnz, device="meta")
         else:
             pattern = Pattern.random(shape, row.nnz, generator=generator)
@@ -392,6 +438,8 @@ def _sparse_twin(
             sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
             sparse = SparseConv2d(**conv2d_arguments(dense), **common)
+        if keep_weights and isinstance(topology, Pattern):
+            sparse._take_dense(dense)
         if moves:
             sparse.to(build_on)
     sparse.training = dense.training

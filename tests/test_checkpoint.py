@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparsekern import sealed
+from sparsekern.atomic import replace_file
 from sparsekern.training import checkpoint
-from sparsekern.training.atomic import replace_file
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
@@ -128,7 +129,7 @@ def test_failing_write_leaves_the_old_file(saved, monkeypatch):
         path.write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail_half_way)
+    monkeypatch.setattr(sealed, "save_file", fail_half_way)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(saved, {"other": torch.zeros(3)})
     assert saved.read_bytes() == before

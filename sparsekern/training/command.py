@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.run import Stopped, resume, run, start
+from sparsekern.training.topology import sparsity_of_mask
 from sparsekern.training.trainer import Trainer
 
 
@@ -60,7 +61,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     ahead = defaults_of(arguments)
     path = ahead.resume
     if path is None:
-        return start(parse(arguments, TrainConfig() if ahead.recipe is None else load_recipe(ahead.recipe)))
+        return start(parse(arguments, new_defaults(ahead)))
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
@@ -78,11 +79,18 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
 
 
 def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:
-    """--resume and --recipe alone, ahead of the rest: the defaults of all other options come from there."""
+    """--resume, --recipe and --mask alone, ahead of the rest: the defaults of all other options come from there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--recipe")
+    parser.add_argument("--mask", type=Path)
     return parser.parse_known_args(arguments)[0]
+
+
+def new_defaults(ahead: argparse.Namespace) -> TrainConfig:
+    """The defaults of a new run: the recipe's, and what a mask file says of sparsity."""
+    config = TrainConfig() if ahead.recipe is None else load_recipe(ahead.recipe)
+    return config if ahead.mask is None else replace(config, sparsity=sparsity_of_mask(ahead.mask))
 
 
 def parse(arguments: Sequence[str], defaults: TrainConfig) -> TrainConfig:

@@ -157,11 +157,15 @@ class SparsityConfig:
     """How the density is spread over the layers."""
     exclude: tuple[str, ...] = ()
     """Name patterns of layers that stay dense, such as 'head*'."""
+    mask: Path | None = None
+    """File of `sparsekern mask` to begin with; density and exclude are then the file's."""
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be above 0 and at most 1, got {self.density!r}")
         check_choice("distribution", self.distribution, DistributionName)
+        if self.mask is not None and self.distribution != "erk":
+            raise ValueError(f"distribution does not apply to a mask file, got {self.distribution!r} with {self.mask}")
 
     @property
     def is_dense(self) -> bool:
@@ -311,6 +315,7 @@ class RunConfig:
                 check_range(name, getattr(self, name), 1)
 
 
+PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"))
 CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin", "root", "workers")
 
 
@@ -326,17 +331,21 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """MODEL-GROWTH-DENSITY-SEED, or MODEL-dense-SEED; after the data set's name where that is not digits."""
-        method = "dense" if self.sparsity.is_dense else f"{self.growth.name}-{self.sparsity.density:g}"
+        """MODEL-GROWTH-DENSITY-SEED, or MODEL-dense-SEED.
+
+        The data set's name comes first where that is not digits, a mask file's before the density.
+        """
+        mask = "" if self.sparsity.mask is None else f"{self.sparsity.mask.stem}-"
+        method = "dense" if self.sparsity.is_dense else f"{self.growth.name}-{mask}{self.sparsity.density:g}"
         data = "" if self.data.name == "digits" else f"{self.data.name}-"
         return f"{data}{self.model.name}-{method}-{self.run.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
         nested = dataclasses.asdict(self)
-        output = nested["run"]["output"]
-        nested["run"]["output"] = None if output is None else str(output)
-        nested["data"]["root"] = str(nested["data"]["root"])
+        for section, name in PATHS:
+            path = nested[section][name]
+            nested[section][name] = None if path is None else str(path)
         return nested
 
     @classmethod
@@ -353,10 +362,9 @@ class TrainConfig:
                 raise ValueError(f"unknown option {section}.{unknown[0]}; known are {', '.join(sorted(known))}")
             as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             built[section] = dataclasses.replace(default, **as_tuples)
-        if (output := built["run"].output) is not None:
-            built["run"] = dataclasses.replace(built["run"], output=Path(output))
-        if "data" in built:
-            built["data"] = dataclasses.replace(built["data"], root=Path(built["data"].root))
+        for section, name in PATHS:
+            if section in built and (path := getattr(built[section], name)) is not None:
+                built[section] = dataclasses.replace(built[section], **{name: Path(path)})
         return cls(**built)
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

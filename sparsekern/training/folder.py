@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sparsekern.atomic import replace_file
 from sparsekern.growth import LayerUpdate
-from sparsekern.training.atomic import replace_file
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.metrics import CsvLog

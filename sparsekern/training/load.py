@@ -19,6 +19,6 @@ def load_model(run: str | os.PathLike[str]) -> nn.Module:
     Raises FileNotFoundError where there is no run, CheckpointError for a checkpoint that is damaged or does not fit.
     """
     folder = RunFolder(Path(run))
-    trainer = Trainer(folder.load_config())
+    trainer = Trainer(folder.load_config(), restoring=True)
     folder.load(trainer)
     return trainer.evaluated.eval()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsekern.training.atomic import replace_file
+from sparsekern.atomic import replace_file
 
 
 class CsvLog:

@@ -34,19 +34,19 @@ def start(config: TrainConfig) -> tuple[Trainer, RunFolder]:
 
 def resume(config: TrainConfig, folder: RunFolder) -> Trainer:
     """The run in `folder` where its checkpoint left it. Raises FileNotFoundError or CheckpointError."""
-    trainer = build(config)
+    trainer = build(config, restoring=True)
     folder.restore(trainer)
     return trainer
 
 
-def build(config: TrainConfig) -> Trainer:
+def build(config: TrainConfig, *, restoring: bool = False) -> Trainer:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     try:
         torch.empty(0, device=config.run.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {config.run.device!r} cannot be used: {error}") from error
-    return Trainer(config)
+    return Trainer(config, restoring=restoring)
 
 
 def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:

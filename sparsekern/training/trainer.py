@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
-from sparsekern.models import ConvNet
-from sparsekern.sparsify import sparsify
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
 from sparsekern.training.average import WeightAverage
 from sparsekern.training.build import (
@@ -30,6 +28,7 @@ from sparsekern.training.build import (
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
+from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
 
@@ -46,9 +45,15 @@ class Totals:
 
 
 class Trainer:
-    """Builds all that `config` names. The caller iterates `loader`, calls `train_step` and ends epochs."""
+    """Builds all that `config` names. The caller iterates `loader`, calls `train_step` and ends epochs.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Args:
+        config: of the run.
+        model: a network to train as it is, in the place of the one that `config` names.
+        restoring: whether a checkpoint will be loaded. A mask file is then not read: the checkpoint has the topology.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module | None = None, *, restoring: bool = False) -> None:
         self.config = config
         self.device = torch.device(config.run.device)
         dtype = getattr(torch, config.run.dtype)
@@ -62,20 +67,14 @@ class Trainer:
         self.loader = build_loader(config.data, self.data, loader_seed)
         self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
-        # A sparse network's dense weights are never held: it comes to be on the meta device and is made real sparse.
-        with torch.device("cpu" if config.sparsity.is_dense else "meta"):
-            self.model = build_model(config.model, self.data)
-        if not config.sparsity.is_dense:
-            sparsify(
-                self.model,
-                density=config.sparsity.density,
-                distribution=config.sparsity.distribution,
-                exclude=config.sparsity.exclude,
-                generator=torch.Generator().manual_seed(topology_seed),
-                device="cpu",
-            )
-            if isinstance(self.model, ConvNet):
-                self.model.reset_convolutions()  # the excluded ones, which stay dense
+        if model is None:
+            # A sparse network's dense weights are never held: it comes to be on the meta device, and to be real sparse.
+            with torch.device("cpu" if config.sparsity.is_dense else "meta"):
+                model = build_model(config.model, self.data)
+            if not config.sparsity.is_dense:
+                generator = torch.Generator().manual_seed(topology_seed)
+                build_topology(config.sparsity, model, generator, restoring=restoring)
+        self.model = model
         self.model.to(self.device, self.dtype)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
