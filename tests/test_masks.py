@@ -459,6 +459,18 @@ def test_synflow_by_hand():
     assert slowly["1"].to_mask().tolist() == [[False, True]]
 
 
+def test_what_synflow_has_taken_out_stays_out():
+    # Twelve units of weak inputs and one of strong ones. The first of two rounds leaves 15 of 39: the strong unit's
+    # three and the weak ones' second weights, whose flow is gone with their inputs: 0, as is that of the inputs.
+    model = nn.Sequential(nn.Linear(2, 13, bias=False), nn.Linear(13, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)[12] = 10.0
+        model[1].weight.fill_(1.0)
+    masks = synflow(model, 6 / 39, torch.empty(1, 2), rounds=2)
+    assert masks["0"].to_mask().nonzero().tolist() == [[12, 0], [12, 1]]
+    assert masks["1"].to_mask().nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, 12]]
+
+
 def test_synflow_collapses_no_layer_at_99_percent():
     torch.manual_seed(0)
     dense = ResNet(1, 10, width=16, depth=8)

@@ -32,7 +32,8 @@ def test_every_block_has_a_language_that_is_tested():
     assert TEXT.count("```") == 2 * len(BLOCKS)
 
 
-def test_the_python_runs_and_learns(capsys):
+def test_the_python_runs_and_learns(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what the network is this small for
@@ -54,7 +55,8 @@ def test_sparsekern_commands_run(tmp_path):
     assert len(commands) >= 3
     for words in commands:
         # One epoch of a small network in place of the whole run; the one to resume is the first command's.
-        small = [] if "--resume" in words else ["--epochs", "1", "--no-plots", *small_network(words)]
+        train = ["--no-plots"] if words[1] == "train" else []
+        small = [] if "--resume" in words else ["--epochs", "1", *train, *small_network(words)]
         run([sys.executable, "-m", "sparsekern", *words[1:], *small], tmp_path)
 
 
