@@ -15,6 +15,7 @@ COMMANDS = {
     "layers": ("single layers' training step against dense and other sparse libraries", options.Layers),
     "networks": ("whole networks' training step against dense", options.Networks),
     "memory": ("peak memory of a training step of whole networks against dense", options.Memory),
+    "large": ("memory of ResNet-50 and ViT-B/16: built, trained and saved", options.Large),
     "width": ("a layer's step time and memory by its width, at a fixed number of edges a neuron", options.Width),
     "updates": ("time of one topology update by the layer's width", options.Updates),
     "digits": ("accuracy on digits of every growth method", options.Digits),

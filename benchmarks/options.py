@@ -106,6 +106,33 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Large:
+    """Memory of ResNet-50 and ViT-B/16 while they are built, trained for two steps and saved, dense and sparse.
+
+    Each runs in a fresh process, which gives freed memory back at once; a sparse one under `forbid_dense`.
+    """
+
+    threads: int = 2
+    """Of torch and of the kernels."""
+    network: str = ""
+    """Only networks whose name contains this."""
+    sparsity: tuple[float, ...] = (99,)
+    """Shares of zero weights over all sparse layers, in percent."""
+    batch: int = 13
+    """Images in a step; a prime that divides no layer's size keeps `forbid_dense` sharp."""
+    size: int = 224
+    """Pixels of the images a side, a multiple of 16."""
+    seed: int = 0
+    """Of weights, topologies and inputs."""
+    limit: float = 20.0
+    """GiB that a process may take."""
+    seconds: float = 300.0
+    """Time that a process may take."""
+    output: Path = RESULTS
+    """Folder of the results."""
+
+
+@dataclass(frozen=True)
 class Width:
     """Step time and peak memory of one square layer by its width, at a fixed number of edges a neuron.
 

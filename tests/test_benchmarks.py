@@ -19,6 +19,7 @@ from benchmarks import (
     ceilings,
     conditions,
     fresh,
+    large,
     layers,
     libraries,
     nets,
@@ -203,6 +204,28 @@ def test_memory(tmp_path):
     assert sparse["peak"] < whole["peak"]
     assert "| dense |" in page
     assert_png(tmp_path / "memory.png")
+
+
+def test_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "call", lambda function, arguments, **limits: large.measure(**arguments))
+    network = large.Network("mlp", large.NETWORKS["ResNet-50"].optimizer)
+    monkeypatch.setattr(large, "NETWORKS", {"an MLP": network})
+    run("large", "--threads", 1, "--batch", 7, "--size", 16, "--sparsity", 99, "--output", tmp_path)
+    result, page = read(tmp_path, "large", {"batch", "size", "limit_gib", "networks"})
+    ((whole, sparse),) = (network["results"] for network in result["networks"])
+    weights = 4 * sum(parameter.numel() for parameter in network.make(16, 1000).parameters())
+    assert whole["weights"] + whole["other_parameters"] == weights
+    assert sparse["weights"] + sparse["other_parameters"] < 0.013 * weights
+    assert whole["indices"] == 0 < sparse["indices"] < 0.04 * weights
+    assert sparse["activations"] == whole["activations"] > 0
+    assert sparse["file"] < 0.06 * weights < 2 * weights <= whole["file"]
+    assert len(sparse["losses"]) == len(whole["losses"]) == 2
+    assert tables(section(page, "an-mlp,-mib"))
+
+
+def test_large_names_the_networks_there_are(capsys):
+    assert main(["large", "--network", "alexnet"]) == 1
+    assert "alexnet" in capsys.readouterr().err
 
 
 @UNDER_LIMITS

@@ -14,7 +14,9 @@ from sparsekern.models.simple_vit import sincos_positions
 from sparsekern.nn import SparseLayer, SparseLinear
 from sparsekern.sparsify import sparsify
 from sparsekern.testing import forbid_dense
+from sparsekern.training.checkpoint import save_checkpoint
 from sparsekern.training.config import DataConfig, ModelConfig, RunConfig, SparsityConfig, TrainConfig
+from sparsekern.training.memory import measure_memory
 from sparsekern.training.trainer import Trainer
 
 SMALL = {
@@ -203,6 +205,30 @@ def test_building_makes_nothing_of_a_dense_weights_size():
         sparsify(on_meta(make), 0.02, device="cpu")
     with pytest.raises(RuntimeError, match="dense"), forbid_dense(known, batch_sizes=(37,)):
         sparsify(make(), 0.02)
+
+
+STAND_INS = {
+    "resnet50": (lambda: make_model("resnet50", 3, 96, 100, width=16), 96, 0.07),
+    "vit": (lambda: make_model("vit", 3, 48, 100, width=192, depth=2, heads=3, patch=16, pooling="cls"), 48, 0.07),
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_99_percent_sparse_from_building_to_saving_makes_nothing_dense(name, tmp_path):
+    make, size, most = STAND_INS[name]
+    known = on_meta(make)
+    table = sparsify(known, 0.01)
+    with forbid_dense(known, batch_sizes=(37,)):
+        model = on_meta(make)
+        sparsify(model, 0.01, device="cpu")
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(37, 3, size, size)).logsumexp(1).mean().backward()
+        optimizer.step()
+        save_checkpoint(tmp_path / "x", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    mine, dense = measure_memory(model, optimizer)
+    assert dense.total > 16 * table.size
+    assert mine.total < most * dense.total
+    assert (tmp_path / "x").stat().st_size < most * dense.total
 
 
 def test_the_trainer_builds_this_way_and_excluded_convolutions_are_drawn_by_fan_out():
