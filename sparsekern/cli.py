@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from sparsekern.compare.command import compare
 from sparsekern.training.command import train
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "train": ("train a network that stays sparse, or its dense twin", train),
+    "compare": ("train a grid of methods, densities and seeds, and compare", compare),
 }
 
 

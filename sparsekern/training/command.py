@@ -52,7 +52,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     """A new run, or the one to resume."""
     path = resumed_path(arguments)
     if path is None:
-        return start(parse(arguments, TrainConfig()))
+        return start(new_config(arguments))
     folder = RunFolder(path)
     saved = folder.load_config()
     config = parse(arguments, saved)
@@ -65,6 +65,11 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     if config.run.output != saved.run.output:
         raise ValueError(f"--resume goes on in {path}; it takes no --output")
     return resume(config, folder), folder
+
+
+def new_config(arguments: Sequence[str]) -> TrainConfig:
+    """What a new run is made of. Ends the process, with a message, for arguments that cannot be parsed."""
+    return parse(arguments, TrainConfig())
 
 
 def resumed_path(arguments: Sequence[str]) -> Path | None:
