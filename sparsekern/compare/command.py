@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from sparsekern.compare.grid import Grid, MethodName
-from sparsekern.compare.run import run_grid
+from sparsekern.compare.run import run_grid, tell
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def compare(arguments: Sequence[str]) -> int:
         code = 128 + signal.SIGINT
     if code > 128:
         command = shlex.join(["sparsekern", "compare", *arguments])
-        console.print(f"stopped; begun runs are saved. To go on:\n  {command}", highlight=False, markup=False)
+        tell(console, f"stopped; begun runs are saved. To go on:\n  {command}")
     return code
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from sparsekern.compare.results import Result
 from sparsekern.compare.spread import show_mean
+from sparsekern.training.report import show_bytes
 
 
 def render(results: Sequence[Result], runs: int, options: Sequence[str]) -> str:
@@ -93,13 +94,13 @@ def size_table(results: Sequence[Result]) -> str:
                 label,
                 show_density(density),
                 f"{mean(group, 'nnz'):,.0f}",
-                f"{1000 * mean(group, 'seconds_per_step'):.1f}",
-                f"{mean(group, 'seconds'):.1f}",
-                f"{mean(group, 'memory_bytes') / 1024:,.1f}",
-                f"{mean(group, 'dense_memory_bytes') / 1024:,.1f}",
+                f"{1000 * mean(group, 'seconds_per_step'):.2f}",
+                f"{mean(group, 'seconds'):.2f}",
+                show_bytes(mean(group, "memory_bytes")),
+                show_bytes(mean(group, "dense_memory_bytes")),
             ]
         )
-    header = ["", "density", "weights", "ms a step", "training, s", "storage, KiB", "dense storage, KiB"]
+    header = ["", "density", "weights", "ms a step", "training, s", "storage", "dense storage"]
     return table(header, rows)
 
 

@@ -36,10 +36,12 @@ def draw_plot(path: Path, results: Sequence[Result], console: Console) -> None:
     for index, label in enumerate(labels):
         points = {density: group for (other, density), group in grouped.items() if other == label}
         color, mark = COLORS[index % len(COLORS)], MARKS[index // len(COLORS) % len(MARKS)]
-        draw_line(left, label, points, color, mark)
+        # A little to the side, so that deviations at one density do not hide each other.
+        draw_line(left, label, points, color, mark, aside=1.01 ** (index - (len(labels) - 1) / 2))
         draw_times(right, label, points, color, mark)
     left.set(xlabel="density", ylabel="test accuracy [%]", xscale="log")
-    right.set(xlabel="time of a training step [ms]", xscale="log")
+    right.set(xlabel="time of a training step [ms]")
+    right.set_xlim(left=0)
     shown = sorted({result.density for result in results if result.density is not None})
     left.set_xticks(shown, [f"{density:g}" for density in shown])
     left.set_xticks([], minor=True)
@@ -50,7 +52,9 @@ def draw_plot(path: Path, results: Sequence[Result], console: Console) -> None:
     replace_file(path, lambda aside: figure.savefig(aside, dpi=150, format="png"))
 
 
-def draw_line(axes: Axes, label: str, points: dict[float | None, list[Result]], color: str, mark: str) -> None:
+def draw_line(
+    axes: Axes, label: str, points: dict[float | None, list[Result]], color: str, mark: str, aside: float
+) -> None:
     for density, group in points.items():
         if density is None:
             mean, deviation = mean_and_deviation(percentages(group))
@@ -59,7 +63,8 @@ def draw_line(axes: Axes, label: str, points: dict[float | None, list[Result]], 
     if densities := [density for density in points if density is not None]:
         means, deviations = zip(*(mean_and_deviation(percentages(points[each])) for each in densities), strict=True)
         errors = [deviation or 0 for deviation in deviations]
-        axes.errorbar(densities, means, errors, color=color, marker=mark, markersize=4.5, capsize=3, label=label)
+        places = [aside * density for density in densities]
+        axes.errorbar(places, means, errors, color=color, marker=mark, markersize=4.5, capsize=3, label=label)
 
 
 def draw_times(axes: Axes, label: str, points: dict[float | None, list[Result]], color: str, mark: str) -> None:
