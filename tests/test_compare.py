@@ -2,9 +2,11 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -34,9 +36,7 @@ def start(folder, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "sparsekern", "compare", "--output", str(folder), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        stdout=subprocess.DEVNULL,
     )
 
 
@@ -415,47 +415,54 @@ def test_finished_runs_are_left_alone(whole, capsys):
     assert "was begun with run.epochs 80, not 81" in capsys.readouterr().err
 
 
-def test_killed_and_gone_on_with_is_the_same_to_the_bit(whole, tmp_path):
+def test_killed_and_gone_on_with_is_the_same_to_the_bit(whole, tmp_path, capsys):
     """One at a time here, two there."""
     folder = tmp_path / "out"
-    runs = [folder / "runs" / f"static-0.2-seed={seed}" for seed in (0, 1)]
-    process = start(folder, *TWO_SEEDS, "--jobs", 1)
-    wait_until(lambda: (runs[1] / "metrics.csv").exists())
+    shutil.copytree(whole, folder)
+    first, second = (folder / "runs" / f"static-0.2-seed={seed}" for seed in (0, 1))
+    shutil.rmtree(second)
+    (folder / "logs" / f"{second.name}.log").unlink()
+    arguments = [*TWO_SEEDS, "--jobs", 1]
+    process = start(folder, *arguments)
+    wait_until(lambda: (second / "metrics.csv").exists())
+    assert compare(folder, *arguments) == 1
+    assert f"another comparison (process {process.pid}) is at work in {folder}" in capsys.readouterr().err
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 1
     process.kill()
     process.wait()
-    process.stdout.close()
-    wait_until(lambda: not any(child.is_running() for child in children), 20)
-    assert not (runs[1] / "summary.json").exists()
-    assert 0 < load_checkpoint(runs[1] / "checkpoint.safetensors")["progress"]["step"] < 80 * 6
-    assert [row["run"] for row in rows(folder)] == [runs[0].name]
+    with FolderLock(folder):
+        assert not any(child.is_running() for child in children)
+    assert not (second / "summary.json").exists()
+    assert 0 < load_checkpoint(second / "checkpoint.safetensors")["progress"]["step"] < 80 * 6
+    assert "all is saved" in (folder / "logs" / f"{second.name}.log").read_text()
+    assert [row["run"] for row in rows(folder)] == [first.name]
     assert "1 of 2 runs are finished" in (folder / "results.md").read_text()
-    finished = (runs[0] / "summary.json").stat().st_mtime_ns
-    assert compare(folder, *TWO_SEEDS, "--jobs", 1) == 0
-    assert (runs[0] / "summary.json").stat().st_mtime_ns == finished
-    commands = [line for line in (folder / "logs" / f"{runs[1].name}.log").read_text().splitlines() if line[0] == "$"]
-    assert [f"--resume {runs[1]}" in line for line in commands] == [False, True]
+    finished = {file: file.stat().st_mtime_ns for file in first.iterdir()}
+    assert compare(folder, *arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in first.iterdir()} == finished
+    commands = [line for line in (folder / "logs" / f"{second.name}.log").read_text().splitlines() if line[0] == "$"]
+    assert [f"--resume {second}" in line for line in commands] == [False, True]
     assert but_for_time(folder) == but_for_time(whole)
 
 
-def test_interrupt_stops_all_and_a_second_comparison_is_refused(tmp_path, capsys):
-    folder = tmp_path / "out"
-    arguments = [*STATIC, "--seeds", 0, 1, "--epochs", 100000]
-    process = start(folder, *arguments, "--jobs", 2)
-    runs = [folder / "runs" / f"static-0.2-seed={seed}" for seed in (0, 1)]
-    wait_until(lambda: all((run / "metrics.csv").exists() for run in runs))
-    assert compare(folder, *arguments) == 1
-    assert f"another comparison (process {process.pid}) is at work in {folder}" in capsys.readouterr().err
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert f"To go on:\n  sparsekern compare --output {folder}" in output
+def test_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys):
+    run = tmp_path / "runs" / "static-0.2-seed=0"
+
+    def interrupt():
+        wait_until(lambda: (run / "metrics.csv").exists())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert compare(tmp_path, *STATIC, "--seeds", 0, 1, "--epochs", 100000, "--jobs", 1) == 128 + signal.SIGINT
+    thread.join()
+    output = capsys.readouterr().out
+    assert f"To go on:\n  sparsekern compare --output {tmp_path}" in output
     assert "failed" not in output
-    for run in runs:
-        assert "all is saved" in (folder / "logs" / f"{run.name}.log").read_text()
-        state = load_checkpoint(run / "checkpoint.safetensors")
-        assert state["progress"]["step"] > 0
+    assert not (tmp_path / "runs" / "static-0.2-seed=1").exists()
+    assert "all is saved" in (tmp_path / "logs" / f"{run.name}.log").read_text()
+    assert load_checkpoint(run / "checkpoint.safetensors")["progress"]["step"] > 0
 
 
 def test_a_failed_run_is_shown_and_the_others_go_on(tmp_path, capsys):
