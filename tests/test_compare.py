@@ -432,10 +432,11 @@ def test_killed_and_gone_on_with_is_the_same_to_the_bit(whole, tmp_path, capsys)
     process.kill()
     process.wait()
     with FolderLock(folder):
-        assert not any(child.is_running() for child in children)
+        assert "all is saved" in (folder / "logs" / f"{second.name}.log").read_text()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
     assert not (second / "summary.json").exists()
     assert 0 < load_checkpoint(second / "checkpoint.safetensors")["progress"]["step"] < 80 * 6
-    assert "all is saved" in (folder / "logs" / f"{second.name}.log").read_text()
     assert [row["run"] for row in rows(folder)] == [first.name]
     assert "1 of 2 runs are finished" in (folder / "results.md").read_text()
     finished = {file: file.stat().st_mtime_ns for file in first.iterdir()}
