@@ -14,7 +14,8 @@ import tyro
 from rich.console import Console
 
 from sparsekern.compare.grid import Grid, MethodName
-from sparsekern.compare.run import run_grid, tell
+from sparsekern.compare.run import run_grid
+from sparsekern.training.progress import tell
 
 
 @dataclass(frozen=True)

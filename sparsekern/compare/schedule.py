@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparsekern.compare.capacity import Capacity
+from sparsekern.compare.display import Display
 from sparsekern.compare.folder import CompareFolder
 from sparsekern.compare.grid import Cell, Grid
 from sparsekern.compare.lock import FolderLock
@@ -25,20 +26,8 @@ class Outcome:
     signal: int | None = None
 
 
-@dataclass
-class Watchers:
-    """What is told of the runs as they go on."""
-
-    settled: Callable[[str], None]
-    """How many run at a time and why, once that is known."""
-    progress: Callable[[Sequence[RunProcess]], None]
-    """At each look at the running ones."""
-    finished: Callable[[RunProcess], None]
-    failed: Callable[[RunProcess], None]
-
-
 def run_cells(
-    grid: Grid, cells: Sequence[Cell], folder: CompareFolder, lock: FolderLock, capacity: Capacity, tell: Watchers
+    grid: Grid, cells: Sequence[Cell], folder: CompareFolder, lock: FolderLock, capacity: Capacity, display: Display
 ) -> Outcome:
     """Runs all of `cells`. On a first Ctrl-C or SIGTERM the running ones save and stop; on a second they are killed."""
     waiting, running, outcome = list(cells), list[RunProcess](), Outcome()
@@ -55,18 +44,18 @@ def run_cells(
                     cell = waiting.pop(0)
                     running.append(RunProcess(grid, cell, folder, capacity.threads, lock.descriptor, lifeline))
                 if capacity.is_settled and not is_told:
-                    tell.settled(capacity.describe())
+                    display.say(capacity.describe())
                     is_told = True
                 for run in [run for run in running if run.process.poll() is not None]:
                     running.remove(run)
                     if folder.is_finished(run.cell):
-                        tell.finished(run)
+                        display.show_finished(run)
                     elif is_stopping:
                         waiting.append(run.cell)
                     else:
                         outcome.failed.append(run.cell.name)
-                        tell.failed(run)
-                tell.progress(running)
+                        display.show_failed(run)
+                display.show_progress(running)
                 time.sleep(POLL)
             outcome.signal = stop.signal if waiting else None
     finally:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.progress import tell
 from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.trainer import Trainer
 
@@ -37,11 +38,11 @@ def train(arguments: Sequence[str]) -> int:
         trainer, folder = prepare(arguments)
     except (ValueError, ImportError, OSError) as error:
         return fail(error)
-    console.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    tell(console, f"run folder: {folder.path}")
     try:
         run(trainer, folder, console)
     except Stopped as stopped:
-        console.print(f"{stopped}\n  sparsekern train --resume {folder.path}", highlight=False, markup=False)
+        tell(console, f"{stopped}\n  sparsekern train --resume {folder.path}")
         return stopped.code
     except FloatingPointError as error:
         return fail(error)

@@ -12,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINES_WITHOUT_TERMINAL = 10
 
 
+def tell(console: Console, text: str) -> None:
+    """Prints as it is: no markup, no colours, no line breaks in the middle of paths and commands."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def make_progress(console: Console, unit: str) -> Progress:
     """A live bar on a terminal, nothing elsewhere. Its tasks have a field `numbers`, shown beside it."""
     return Progress(
