@@ -37,12 +37,13 @@ def draw_plot(path: Path, results: Sequence[Result], console: Console) -> None:
         points = {density: group for (other, density), group in grouped.items() if other == label}
         color, mark = COLORS[index % len(COLORS)], MARKS[index // len(COLORS) % len(MARKS)]
         # A little to the side, so that deviations at one density do not hide each other.
-        draw_line(left, label, points, color, mark, aside=1.01 ** (index - (len(labels) - 1) / 2))
+        draw_line(left, label, points, color, mark, aside=1.025 ** (index - (len(labels) - 1) / 2))
         draw_times(right, label, points, color, mark)
     left.set(xlabel="density", ylabel="test accuracy [%]", xscale="log")
     right.set(xlabel="time of a training step [ms]")
-    right.set_xlim(left=0)
-    shown = sorted({result.density for result in results if result.density is not None})
+    right.set_xlim(0, 1.1 * max(1000 * seconds_per_step(group) for group in grouped.values()))
+    if shown := sorted({result.density for result in results if result.density is not None}):
+        left.set_xlim(shown[0] / 1.25, shown[-1] * 1.25)
     left.set_xticks(shown, [f"{density:g}" for density in shown])
     left.set_xticks([], minor=True)
     for axes in (left, right):
@@ -68,10 +69,14 @@ def draw_line(
 
 
 def draw_times(axes: Axes, label: str, points: dict[float | None, list[Result]], color: str, mark: str) -> None:
-    times = [1000 * statistics.mean(result.seconds_per_step for result in group) for group in points.values()]
+    times = [1000 * seconds_per_step(group) for group in points.values()]
     means, deviations = zip(*(mean_and_deviation(percentages(group)) for group in points.values()), strict=True)
     errors = [deviation or 0 for deviation in deviations]
     axes.errorbar(times, means, errors, color=color, marker=mark, markersize=4.5, capsize=3, linestyle=":", label=label)
+
+
+def seconds_per_step(group: Sequence[Result]) -> float:
+    return statistics.mean(result.seconds_per_step for result in group)
 
 
 def percentages(group: Sequence[Result]) -> list[float]:
