@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import statistics
-import subprocess
-import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.options import ROOT, Digits
+from benchmarks.options import Digits
+from sparsekern.compare import CompareFolder, Grid, read_results, run_grid, show_mean
 from sparsekern.data import load_digits
 
 COMMAND = "python -m benchmarks digits"
@@ -37,51 +31,15 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run of the table."""
-
-    method: str
-    density: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{self.density:g}-{self.seed}"
-
-    def options(self) -> list[str]:
-        method = ["--dense"] if self.method == "dense" else ["--growth", self.method, "--density", str(self.density)]
-        return [*RECIPE, *method, "--seed", str(self.seed)]
-
-
-def all_runs() -> list[Run]:
-    sparse = [Run(method, density, seed) for seed in SEEDS for density in DENSITIES for method in METHODS]
-    return [*(Run("dense", 1.0, seed) for seed in SEEDS), *sparse]
-
-
-def train(run: Run, runs: Path) -> dict[str, Any]:
-    """The run's summary, out of its folder if it is finished there."""
-    folder = runs / run.name
-    summary = folder / "summary.json"
-    if not summary.exists():
-        command = [sys.executable, "-m", "sparsekern", "train"]
-        if (folder / "checkpoint.safetensors").exists():
-            command += ["--resume", str(folder)]
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            command += [*run.options(), "--threads", "1", "--no-plots", "--output", str(folder)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
-    return json.loads(summary.read_text())
+def all_runs() -> Grid:
+    return Grid.make(methods=("dense", *METHODS), densities=DENSITIES, seeds=SEEDS, options=(*RECIPE, "--threads", "1"))
 
 
 def collect(runs: Path, processes: int) -> dict[str, Any]:
-    """Every run's accuracy and sizes, with what they depend on."""
-    jobs = all_runs()
-    with ThreadPoolExecutor(processes) as pool:
-        summaries = list(track(pool.map(lambda run: train(run, runs), jobs), "training", total=len(jobs)))
+    """Every run's accuracy and sizes, with what they depend on. Raises RuntimeError unless all runs are finished."""
+    grid = all_runs()
+    if run_grid(grid, runs, processes, Console()) != 0:
+        raise RuntimeError(f"not all runs in {runs} are finished; the same command goes on")
     digits = load_digits()
     return {
         "date": date.today().isoformat(),
@@ -91,12 +49,12 @@ def collect(runs: Path, processes: int) -> dict[str, Any]:
         "recipe": " ".join(["sparsekern train", *RECIPE]),
         "runs": [
             {
-                "method": run.method,
-                "density": run.density,
-                "seed": run.seed,
-                **{key: summary[key] for key in ("test_accuracy", "nnz", "dense_weights", "steps")},
+                "method": result.method,
+                "density": 1.0 if result.density is None else result.density,
+                "seed": result.seed,
+                **{key: getattr(result, key) for key in ("test_accuracy", "nnz", "dense_weights", "steps")},
             }
-            for run, summary in zip(jobs, summaries, strict=True)
+            for result in read_results(CompareFolder(runs), grid.cells())
         ],
     }
 
@@ -116,13 +74,13 @@ def render(results: dict[str, Any]) -> str:
     headings = [f"{1 - density:.0%} sparse: {edges[density]:,} weights" for density in densities]
     rows = []
     for method in METHODS:
-        cells = [cell(accuracies(results, method, density)) for density in densities]
+        cells = [show_mean(accuracies(results, method, density)) for density in densities]
         rows.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
     paragraphs = [
         "# Accuracy on digits",
         "Test accuracy in percent at the end of training, mean and standard deviation over "
         f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights in "
-        f"its linear and convolutional layers. Dense: {cell(accuracies(results, 'dense', 1.0))}.",
+        f"its linear and convolutional layers. Dense: {show_mean(accuracies(results, 'dense', 1.0))}.",
         "\n".join([f"| | {' | '.join(headings)} |", f"|---|{'---:|' * len(densities)}", *rows]),
         f"The data set is scikit-learn's `load_digits`, handwritten digits of 8x8 pixels: {images['train']} images to "
         f"train on and {images['test']} to test on, the same for every run. One test image is "
@@ -137,10 +95,6 @@ def render(results: dict[str, Any]) -> str:
     ]
     wrapped = [text if text[0] in "#|`" else textwrap.fill(text, 118) for text in paragraphs]
     return "\n\n".join(wrapped) + "\n"
-
-
-def cell(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def run(options: Digits) -> None:

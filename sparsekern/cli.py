@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from sparsekern.compare.command import compare
 from sparsekern.info import info
 from sparsekern.recipes.command import recipes
 from sparsekern.training.command import train
@@ -16,6 +17,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "mask": ("find the topology that a network begins with: SNIP, GraSP, SynFlow, lottery tickets", mask),
     "recipes": ("list the papers' configurations for train, or show one", recipes),
     "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
+    "compare": ("train a grid of methods, densities and seeds, and compare", compare),
 }
 
 

@@ -18,7 +18,23 @@ def test_the_page_is_made_from_the_results(results):
 
 def test_every_run_of_the_table_was_made(results):
     made = {(run["method"], run["density"], run["seed"]) for run in results["runs"]}
-    assert made == {(run.method, run.density, run.seed) for run in digits.all_runs()}
+    cells = [cell.values for cell in digits.all_runs().cells()]
+    assert made == {(cell["method"], float(cell.get("density", 1)), int(cell["seed"])) for cell in cells}
+
+
+def test_a_small_selection_is_run_and_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "RECIPE", ("--model", "mlp", "--width", "16", "--epochs", "1"))
+    monkeypatch.setattr(digits, "METHODS", ("gse-grabo",))
+    monkeypatch.setattr(digits, "DENSITIES", (0.05,))
+    monkeypatch.setattr(digits, "SEEDS", (3,))
+    digits.run(Digits(runs=tmp_path / "runs", output=tmp_path / "docs"))
+    results = json.loads((tmp_path / "docs" / "digits.json").read_text())
+    assert [(run["method"], run["density"], run["seed"]) for run in results["runs"]] == [
+        ("dense", 1.0, 3),
+        ("gse-grabo", 0.05, 3),
+    ]
+    accuracy = 100 * results["runs"][1]["test_accuracy"]
+    assert f"| GSE, GraBo candidates | {accuracy:.2f} |" in (tmp_path / "docs" / "digits.md").read_text()
 
 
 @pytest.mark.parametrize("method", ["gse-uniform", "gse-grabo", "gse-graest"])

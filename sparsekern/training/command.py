@@ -16,6 +16,7 @@ from sparsekern.data import DataError
 from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.progress import tell
 from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.topology import sparsity_of_mask
 from sparsekern.training.trainer import Trainer
@@ -43,13 +44,13 @@ def train(arguments: Sequence[str]) -> int:
         trainer, folder = prepare(arguments)
     except (ValueError, ImportError, OSError) as error:
         return fail(error)
-    console.print(f"run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    tell(console, f"run folder: {folder.path}")
     if trainer.tost is not None and not trainer.tost.over:
-        console.print(trainer.tost.report.brief, highlight=False, markup=False)
+        tell(console, trainer.tost.report.brief)
     try:
         run(trainer, folder, console)
     except Stopped as stopped:
-        console.print(f"{stopped}\n  sparsekern train --resume {folder.path}", highlight=False, markup=False)
+        tell(console, f"{stopped}\n  sparsekern train --resume {folder.path}")
         return stopped.code
     except (FloatingPointError, DataError) as error:
         return fail(error)
@@ -61,7 +62,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     ahead = defaults_of(arguments)
     path = ahead.resume
     if path is None:
-        return start(parse(arguments, new_defaults(ahead)))
+        return start(new_config(arguments))
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
@@ -76,6 +77,14 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     if config.run.output != saved.run.output:
         raise ValueError(f"--resume goes on in {path}; it takes no --output")
     return resume(config, folder), folder
+
+
+def new_config(arguments: Sequence[str]) -> TrainConfig:
+    """What a new run is made of. Ends the process, with a message, for arguments that cannot be parsed.
+
+    Raises ValueError or OSError for a recipe or mask file that cannot be used.
+    """
+    return parse(arguments, new_defaults(defaults_of(arguments)))
 
 
 def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:

@@ -22,25 +22,39 @@ def draw_plots(folder: RunFolder, console: Console) -> None:
 
     Says so where matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        console.print("no plots: matplotlib is not installed (pip install 'sparsekern[plots]')", markup=False)
+    if not is_matplotlib_there(console):
         return
     summary = folder.load_summary()
     layers = summary["layers"]
-    figures = {"accuracy": Figure(figsize=(9, 3.6), layout="constrained")}
+    figures = {"accuracy": new_figure(9, 3.6)}
     draw_metrics(figures["accuracy"], read_csv(folder.metrics.path), summary)
     if any(layer["sparse"] for layer in layers):
         height = 1.6 + 0.22 * len(layers)
-        figures["density"] = Figure(figsize=(7.5, height), layout="constrained")
+        figures["density"] = new_figure(7.5, height)
         draw_density(figures["density"].subplots(), layers, summary, legend_top=-0.5 / (height - 1.1))
     updates = read_csv(folder.topology.path)
     if any(int(row["replaced"]) for row in updates):
-        figures["replaced"] = Figure(figsize=(7.5, 3.6), layout="constrained")
+        figures["replaced"] = new_figure(7.5, 3.6)
         draw_replaced(figures["replaced"].subplots(), updates, summary)
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=150)
+
+
+def is_matplotlib_there(console: Console) -> bool:
+    """Whether plots can be drawn; says so where they cannot."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        console.print("no plots: matplotlib is not installed (pip install 'sparsekern[plots]')", markup=False)
+        return False
+    return True
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Its sides in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_metrics(figure: Figure, metrics: list[dict[str, str]], summary: dict[str, Any]) -> None:

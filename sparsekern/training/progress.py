@@ -12,23 +12,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINES_WITHOUT_TERMINAL = 10
 
 
+def tell(console: Console, text: str) -> None:
+    """Prints as it is: no markup, no colours, no line breaks in the middle of paths and commands."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_progress(console: Console, unit: str) -> Progress:
+    """A live bar on a terminal, nothing elsewhere. Its tasks have a field `numbers`, shown beside it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class ProgressBar:
     """A live bar on a terminal; elsewhere a line for about every tenth of the epochs."""
 
     def __init__(self, console: Console, label: str, step: int, total_steps: int, epochs: int) -> None:
         self.console, self.epochs = console, epochs
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.progress = make_progress(console, "steps")
         self.task = self.progress.add_task(label, completed=step, total=total_steps, numbers="")
 
     def __enter__(self) -> ProgressBar:
