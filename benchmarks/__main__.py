@@ -19,6 +19,7 @@ COMMANDS = {
     "width": ("a layer's step time and memory by its width, at a fixed number of edges a neuron", options.Width),
     "updates": ("time of one topology update by the layer's width", options.Updates),
     "digits": ("accuracy on digits of every growth method", options.Digits),
+    "tost": ("accuracy on digits of ToST's ingredients", options.Tost),
     "readme": ("copy the measured tables and charts into README.md", options.Readme),
 }
 

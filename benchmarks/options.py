@@ -212,6 +212,22 @@ class Digits:
 
 
 @dataclass(frozen=True)
+class Tost:
+    """Accuracy on digits of ToST's ingredients, one by one and together, with a static topology and under GSE.
+
+    Each run is one `sparsekern train` on one thread, below a minute on a free core. Finished runs are kept in the runs
+    folder and skipped, begun ones resumed, so that a killed table goes on where it was.
+    """
+
+    runs: Path = Path("runs/tost-table")
+    """Folder of the single runs."""
+    processes: int = 2
+    """Runs at a time, each on one thread."""
+    output: Path = ROOT / "docs"
+    """Folder of tost-digits.json and, made from that file alone, tost-digits.md."""
+
+
+@dataclass(frozen=True)
 class Readme:
     """Copies measured tables and charts into README.md, between its markers."""
 
