@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -173,37 +173,73 @@ def sparsify(
             device and no `reset_parameters`, or `keep_weights` of layers there. The model is then unchanged.
         RuntimeError: with `device`, a `reset_parameters` that left a tensor of its module unfilled.
     """
+    check_density(density)
+    survey = survey_layers(model, exclude)
+    chosen = [row for row, _ in survey if row.reason is None]
+    counts = layer_nnz([row.shape for row in chosen], density, distribution)
+    nnz = {row.name: count for row, count in zip(chosen, counts, strict=True)}
+    return replace_layers(model, survey, nnz, keep_weights=keep_weights, generator=generator, device=device)
+
+
+def survey_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> list[tuple[TableRow, str]]:
+    """A row for each weight matrix of a model as it is, with its module's path; no reason where `sparsify` replaces it.
+
+    A projection of an attention has the attention's path. Raises what `sparsify` does for its `model` and `exclude`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_density(density)
     if isinstance(model, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, SparseLayer)):
         raise ValueError(
             f"model is itself the layer ({type(model).__name__}), with no parent to be replaced in: "
             "make the layer with from_dense of SparseLinear, SparseConv2d or SparseMultiheadAttention"
         )
-    places = _places(model)
-    survey = list(_survey(model, places, (exclude,) if isinstance(exclude, str) else tuple(exclude)))
-    chosen = [row for row, _, _ in survey if row.reason is None]
-    if not chosen:
+    survey = list(_survey(model, _places(model), (exclude,) if isinstance(exclude, str) else tuple(exclude)))
+    if not any(row.reason is None for row, _ in survey):
         raise ValueError(
             "model has no nn.Linear or nn.Conv2d to replace"
-            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _, _ in survey)
+            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _ in survey)
         )
-    replaced = {path: model.get_submodule(path) for row, path, _ in survey if row.reason is None}
+    return survey
+
+
+def replace_layers(
+    model: nn.Module,
+    survey: Sequence[tuple[TableRow, str]],
+    topologies: Mapping[str, int | Pattern],
+    *,
+    keep_weights: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> SparsityTable:
+    """Replaces the surveyed layers without a reason by sparse ones, in place; see `sparsify`.
+
+    `topologies` has each of them by name: a number of nonzeros, or the very pattern. `keep_weights` with patterns
+    keeps what is under them.
+
+    Raises ValueError, with the model unchanged, for what `device` does not allow and for an attention of whose
+    projections only some are to be replaced.
+    """
+    places = _places(model)
+    replaced = {path: model.get_submodule(path) for row, path in survey if row.reason is None}
+    for row, path in survey:
+        if row.reason is not None and path in replaced and _part(row, path).endswith("_proj"):
+            raise ValueError(f"{row.name} {row.reason}, but other projections of the attention {path} are replaced")
     materials = None
     if device is not None:
         materials = Materials(model, torch.device(device), replaced.values())
         if keep_weights and any(_is_meta(module) for module in replaced.values()):
             raise ValueError("keep_weights is True, and the model is on the meta device, where there are no weights")
-    counts = iter(layer_nnz([row.shape for row in chosen], density, distribution))
     rows = []
     made: dict[str, SparseLayer] = {}  # the parts of the module that is being replaced
-    for row, path, part in survey:
+    for row, path in survey:
         if row.reason is None:
-            row = replace(row, nnz=next(counts))
+            topology = topologies[row.name]
+            pattern = topology if isinstance(topology, Pattern) else None
+            row = replace(row, nnz=topology if isinstance(topology, int) else topology.nnz)
             dense = replaced[path]
             parts = _linear_parts(dense, _is_packed(dense, places))
-            made[part] = _sparse_twin(parts[part], row, keep_weights, generator, device)
+            part = _part(row, path)
+            made[part] = _sparse_twin(parts[part], row, keep_weights, generator, pattern, device)
             if len(made) == len(parts):
                 sparse = _assembled(dense, made)
                 for parent, key in places[id(dense)]:
@@ -218,11 +254,19 @@ def sparsify(
     return SparsityTable(tuple(rows))
 
 
-def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str, str]]:
-    """A row for every weight matrix, with the path of its module and which part of that it is ("" for all of it).
+def layer_weight(model: nn.Module, row: TableRow, path: str) -> Tensor:
+    """The dense weight (out, in, ...) of a surveyed layer without a reason, on the parameter's own memory, detached."""
+    module = model.get_submodule(path)
+    return _linear_parts(module, _is_packed(module, _places(model)))[_part(row, path)].weight.detach()
 
-    The reason is None where it can be replaced.
-    """
+
+def _part(row: TableRow, path: str) -> str:
+    """Which part of the module at `path` a row is of: an attention's projection, or "" for all of it."""
+    return row.name[len(path) :].lstrip(".")
+
+
+def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str]]:
+    """A row for every weight matrix, with the path of its module; the reason is None where it can be replaced."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[id(module)].append(name)
@@ -238,7 +282,7 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
         if id(module) in inside:
             continue
         if isinstance(module, SparseLayer):
-            yield TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already"), path, ""
+            yield TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already"), path
             continue
         if _is_replaceable(module):
             reason = _why_dense(module, owners, places)
@@ -251,13 +295,13 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                 for part, linear in parts.items():
                     shape = _dense_shape(linear)
                     part_names = tuple(f"{name}.{part}".rstrip(".") for name in mine)
-                    yield TableRow(part_names, kind, shape, math.prod(shape)), path, part
+                    yield TableRow(part_names, kind, shape, math.prod(shape)), path
                 inside.update(id(child) for child in module.children())
                 if not isinstance(module, nn.MultiheadAttention):
                     continue
             elif isinstance(module, (nn.Linear, nn.Conv2d)):
                 shape = _dense_shape(module)
-                yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path, ""
+                yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path
                 continue
         if not isinstance(module, parametrize.ParametrizationList):
             for key, parameter in module._parameters.items():
@@ -267,7 +311,7 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                     continue  # in the rows above
                 weights = tuple(f"{name}.{key}".lstrip(".") for name in mine)
                 why = reason or "is no nn.Linear or nn.Conv2d"
-                yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why), path, ""
+                yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why), path
     if unmatched:
         raise ValueError(
             f"exclude pattern {min(unmatched)!r} matches no nn.Linear, nn.Conv2d or nn.MultiheadAttention; "
@@ -370,21 +414,24 @@ def _sparse_twin(
     row: TableRow,
     keep_weights: bool,
     generator: torch.Generator | None,
+    pattern: Pattern | None,
     build_on: torch.device | str | None,
 ) -> SparseLayer:
     """The sparse layer that takes the dense one's place; of one on the meta device, made on `build_on` if given."""
     device, dtype = dense.weight.device, dense.weight.dtype
+    moves = device.type == "meta" and build_on is not None
     sparse: SparseLayer
-    if keep_weights and device.type != "meta":
+    if keep_weights and pattern is None and device.type != "meta":
         cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
         sparse = cls.from_dense(dense, density=row.density)  # type: ignore[arg-type]
     else:
-        moves = device.type == "meta" and build_on is not None
         shape = (row.shape[0], math.prod(row.shape[1:]))
-        if device.type == "meta" and not moves:
-            pattern = Pattern.empty(shape, row.nnz, device="meta")
-        else:
-            pattern = Pattern.random(shape, row.nnz, generator=generator)
+        if pattern is None:
+            keep_weights = False
+            if device.type == "meta" and not moves:
+                pattern = Pattern.empty(shape, row.nnz, device="meta")
+            else:
+                pattern = Pattern.random(shape, row.nnz, generator=generator)
         # Drawn on the CPU, whose generator is given, and moved.
         made_on = torch.device("cpu") if moves else device
         common: dict[str, Any] = {"device": made_on, "dtype": dtype, "pattern": pattern, "generator": generator}
@@ -392,6 +439,8 @@ def _sparse_twin(
             sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
             sparse = SparseConv2d(**conv2d_arguments(dense), **common)
+        if keep_weights:
+            sparse._take_dense(dense)
         if moves:
             sparse.to(build_on)
     sparse.training = dense.training
