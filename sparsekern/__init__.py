@@ -3,9 +3,10 @@
 import torch  # noqa: F401  (first: the extension finds torch's libraries already loaded)
 
 from sparsekern import masks, nn, testing
+from sparsekern.counting import count_model
 from sparsekern.fuse import fuse
 from sparsekern.growth import GSE, SET, RigL, Static
-from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
+from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear, SparseMultiheadAttention
 from sparsekern.pattern import Pattern
 from sparsekern.sparsify import sparsify
 from sparsekern.tost import ToST
@@ -20,8 +21,10 @@ __all__ = [
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
+    "SparseMultiheadAttention",
     "Static",
     "ToST",
+    "count_model",
     "fuse",
     "masks",
     "nn",

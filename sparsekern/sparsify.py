@@ -175,25 +175,19 @@ def sparsify(
     """
     check_density(density)
     survey = survey_layers(model, exclude)
-    chosen = [each.row for each in survey if each.row.reason is None]
+    chosen = [row for row, _ in survey if row.reason is None]
     counts = layer_nnz([row.shape for row in chosen], density, distribution)
     nnz = {row.name: count for row, count in zip(chosen, counts, strict=True)}
     return replace_layers(model, survey, nnz, keep_weights=keep_weights, generator=generator, device=device)
 
 
-@dataclass(frozen=True)
-class Surveyed:
-    """A weight matrix of a model as it is; its row has no reason where `sparsify` replaces it."""
+def survey_layers(
+    model: nn.Module, exclude: str | Iterable[str] = (), *, plain: bool = False
+) -> list[tuple[TableRow, str]]:
+    """A row for each weight matrix of a model as it is, with its module's path; no reason where `sparsify` replaces it.
 
-    row: TableRow
-    path: str  # of its module
-    part: str  # which of that module's linear layers it is; "" where the module is the layer
-
-
-def survey_layers(model: nn.Module, exclude: str | Iterable[str] = (), *, plain: bool = False) -> list[Surveyed]:
-    """Each weight matrix of a model. Raises what `sparsify` does for its `model` and `exclude`.
-
-    With `plain`, all but nn.Linear and nn.Conv2d have a reason: their `weight` is the matrix, as it is.
+    A projection of an attention has the attention's path. With `plain`, all but nn.Linear and nn.Conv2d, whose `weight`
+    is the matrix as it is, have a reason. Raises what `sparsify` does for its `model` and `exclude`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -204,36 +198,43 @@ def survey_layers(model: nn.Module, exclude: str | Iterable[str] = (), *, plain:
         )
     survey = list(_survey(model, _places(model), (exclude,) if isinstance(exclude, str) else tuple(exclude)))
     if plain:
-        survey = [_plain(each, model.get_submodule(each.path)) for each in survey]
-    if not any(each.row.reason is None for each in survey):
+        survey = [(_plain(row, model.get_submodule(path)), path) for row, path in survey]
+    if not any(row.reason is None for row, _ in survey):
         raise ValueError(
             "model has no nn.Linear or nn.Conv2d to replace"
-            + "".join(f"\n  {each.row.name} ({each.row.kind}): {each.row.reason}" for each in survey)
+            + "".join(f"\n  {row.name} ({row.kind}): {row.reason}" for row, _ in survey)
         )
     return survey
 
 
-def _plain(surveyed: Surveyed, module: nn.Module) -> Surveyed:
-    if surveyed.row.reason or isinstance(module, (nn.Linear, nn.Conv2d)):
-        return surveyed
-    return replace(surveyed, row=replace(surveyed.row, reason="is no nn.Linear or nn.Conv2d"))
+def _plain(row: TableRow, module: nn.Module) -> TableRow:
+    if row.reason or isinstance(module, (nn.Linear, nn.Conv2d)):
+        return row
+    return replace(row, reason="is no nn.Linear or nn.Conv2d")
 
 
 def replace_layers(
     model: nn.Module,
-    survey: Sequence[Surveyed],
+    survey: Sequence[tuple[TableRow, str]],
     topologies: Mapping[str, int | Pattern],
     *,
     keep_weights: bool = False,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> SparsityTable:
-    """Replaces the surveyed layers without a reason by sparse ones, in place; see `sparsify` for the rest.
+    """Replaces the surveyed layers without a reason by sparse ones, in place; see `sparsify`.
 
-    `topologies` has each of them by name: a number of nonzeros, or the very pattern, which fits it.
+    `topologies` has each of them by name: a number of nonzeros, or the very pattern. `keep_weights` with patterns
+    keeps what is under them.
+
+    Raises ValueError, with the model unchanged, for what `device` does not allow and for an attention of whose
+    projections only some are to be replaced.
     """
     places = _places(model)
-    replaced = {each.path: model.get_submodule(each.path) for each in survey if each.row.reason is None}
+    replaced = {path: model.get_submodule(path) for row, path in survey if row.reason is None}
+    for row, path in survey:
+        if row.reason is not None and path in replaced and _part(row, path).endswith("_proj"):
+            raise ValueError(f"{row.name} {row.reason}, but other projections of the attention {path} are replaced")
     materials = None
     if device is not None:
         materials = Materials(model, torch.device(device), replaced.values())
@@ -241,20 +242,21 @@ def replace_layers(
             raise ValueError("keep_weights is True, and the model is on the meta device, where there are no weights")
     rows = []
     made: dict[str, SparseLayer] = {}  # the parts of the module that is being replaced
-    for each in survey:
-        row = each.row
+    for row, path in survey:
         if row.reason is None:
             topology = topologies[row.name]
+            pattern = topology if isinstance(topology, Pattern) else None
             row = replace(row, nnz=topology if isinstance(topology, int) else topology.nnz)
-            dense = replaced[each.path]
+            dense = replaced[path]
             parts = _linear_parts(dense, _is_packed(dense, places))
-            made[each.part] = _sparse_twin(parts[each.part], row, topology, keep_weights, generator, device)
+            part = _part(row, path)
+            made[part] = _sparse_twin(parts[part], row, keep_weights, generator, pattern, device)
             if len(made) == len(parts):
                 sparse = _assembled(dense, made)
                 for parent, key in places[id(dense)]:
                     setattr(parent, key, sparse)
                 made = {}
-                del replaced[each.path]
+                del replaced[path]
             del dense, parts  # their memory goes before the next layer is made
         rows.append(row)
     if materials is not None:
@@ -263,7 +265,13 @@ def replace_layers(
     return SparsityTable(tuple(rows))
 
 
-def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[Surveyed]:
+def _part(row: TableRow, path: str) -> str:
+    """Which part of the module at `path` a row is of: an attention's projection, or "" for all of it."""
+    return row.name[len(path) :].lstrip(".")
+
+
+def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Iterator[tuple[TableRow, str]]:
+    """A row for every weight matrix, with the path of its module; the reason is None where it can be replaced."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[id(module)].append(name)
@@ -279,8 +287,7 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
         if id(module) in inside:
             continue
         if isinstance(module, SparseLayer):
-            row = TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already")
-            yield Surveyed(row, path, "")
+            yield TableRow(tuple(mine), kind, tuple(module.dense_shape()), module.nnz, "is sparse already"), path
             continue
         if _is_replaceable(module):
             reason = _why_dense(module, owners, places)
@@ -293,13 +300,13 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                 for part, linear in parts.items():
                     shape = _dense_shape(linear)
                     part_names = tuple(f"{name}.{part}".rstrip(".") for name in mine)
-                    yield Surveyed(TableRow(part_names, kind, shape, math.prod(shape)), path, part)
+                    yield TableRow(part_names, kind, shape, math.prod(shape)), path
                 inside.update(id(child) for child in module.children())
                 if not isinstance(module, nn.MultiheadAttention):
                     continue
             elif isinstance(module, (nn.Linear, nn.Conv2d)):
                 shape = _dense_shape(module)
-                yield Surveyed(TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path, "")
+                yield TableRow(tuple(mine), kind, shape, math.prod(shape), reason), path
                 continue
         if not isinstance(module, parametrize.ParametrizationList):
             for key, parameter in module._parameters.items():
@@ -309,8 +316,7 @@ def _survey(model: nn.Module, places: _Places, patterns: Sequence[str]) -> Itera
                     continue  # in the rows above
                 weights = tuple(f"{name}.{key}".lstrip(".") for name in mine)
                 why = reason or "is no nn.Linear or nn.Conv2d"
-                row = TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why)
-                yield Surveyed(row, path, "")
+                yield TableRow(weights, kind, tuple(parameter.shape), parameter.numel(), why), path
     if unmatched:
         raise ValueError(
             f"exclude pattern {min(unmatched)!r} matches no nn.Linear, nn.Conv2d or nn.MultiheadAttention; "
@@ -411,26 +417,26 @@ def _is_meta(module: nn.Module) -> bool:
 def _sparse_twin(
     dense: nn.Linear | nn.Conv2d,
     row: TableRow,
-    topology: int | Pattern,
     keep_weights: bool,
     generator: torch.Generator | None,
+    pattern: Pattern | None,
     build_on: torch.device | str | None,
 ) -> SparseLayer:
     """The sparse layer that takes the dense one's place; of one on the meta device, made on `build_on` if given."""
     device, dtype = dense.weight.device, dense.weight.dtype
+    moves = device.type == "meta" and build_on is not None
     sparse: SparseLayer
-    if keep_weights and isinstance(topology, int) and device.type != "meta":
+    if keep_weights and pattern is None and device.type != "meta":
         cls = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
         sparse = cls.from_dense(dense, density=row.density)  # type: ignore[arg-type]
     else:
-        moves = device.type == "meta" and build_on is not None
         shape = (row.shape[0], math.prod(row.shape[1:]))
-        if isinstance(topology, Pattern):
-            pattern = topology
-        elif device.type == "meta" and not moves:
-            pattern = Pattern.empty(shape, row.nnz, device="meta")
-        else:
-            pattern = Pattern.random(shape, row.nnz, generator=generator)
+        if pattern is None:
+            keep_weights = False
+            if device.type == "meta" and not moves:
+                pattern = Pattern.empty(shape, row.nnz, device="meta")
+            else:
+                pattern = Pattern.random(shape, row.nnz, generator=generator)
         # Drawn on the CPU, whose generator is given, and moved.
         made_on = torch.device("cpu") if moves else device
         common: dict[str, Any] = {"device": made_on, "dtype": dtype, "pattern": pattern, "generator": generator}
@@ -438,7 +444,7 @@ def _sparse_twin(
             sparse = SparseLinear(dense.in_features, dense.out_features, dense.bias is not None, **common)
         else:
             sparse = SparseConv2d(**conv2d_arguments(dense), **common)
-        if keep_weights and isinstance(topology, Pattern):
+        if keep_weights:
             sparse._take_dense(dense)
         if moves:
             sparse.to(build_on)

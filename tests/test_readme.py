@@ -55,10 +55,11 @@ def test_sparsekern_commands_run(tmp_path):
     assert len(commands) >= 3
     for words in commands:
         # One epoch of a small network in place of the whole run; the one to resume is the first command's.
-        train = ["--no-plots"] if words[1] == "train" else []
-        small = [] if "--resume" in words else ["--epochs", "1", *train, *small_network(words)]
+        small = []
         if words[1] == "compare":
             small = ["--dry-run"]
+        elif words[1] in ("train", "mask") and "--resume" not in words:
+            small = ["--epochs", "1", *["--no-plots"][: words[1] == "train"], *small_network(words)]
         run([sys.executable, "-m", "sparsekern", *words[1:], *small], tmp_path)
 
 

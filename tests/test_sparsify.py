@@ -1,5 +1,6 @@
 """sparsify: what is replaced, what stays and why, exact totals, and everything that carries over."""
 
+import dataclasses
 import math
 import pickle
 
@@ -9,7 +10,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparsekern.nn import SparseConv2d, SparseLayer, SparseLinear
-from sparsekern.sparsify import sparsify
+from sparsekern.pattern import Pattern
+from sparsekern.sparsify import replace_layers, sparsify, survey_layers
 
 
 class Net(nn.Module):
@@ -350,6 +352,41 @@ def test_bad_arguments_are_named_and_change_nothing():
         sparsify(nn.Sequential(nn.ReLU()))
     with pytest.raises(ValueError, match=r"no nn.Linear or nn.Conv2d to replace\n  0 .*excluded"):
         sparsify(model, exclude="*")
+
+
+def test_given_patterns_are_taken_with_the_weights_under_them():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Conv2d(4, 6, 3)})
+    survey = survey_layers(model)
+    attention = model["attention"]
+    weights = {
+        "attention.in_proj": attention.in_proj_weight.detach().clone(),
+        "attention.out_proj": attention.out_proj.weight.detach().clone(),
+        "head": model["head"].weight.detach().clone(),
+    }
+    patterns = {name: Pattern.from_mask(torch.rand(w.shape[0], w[0].numel()) < 0.3) for name, w in weights.items()}
+    table = replace_layers(model, survey, patterns, keep_weights=True)
+    assert table.nnz == sum(pattern.nnz for pattern in patterns.values())
+    for name, pattern in patterns.items():
+        layer = model.get_submodule(name)
+        assert layer.pattern.equal(pattern)
+        kept = weights[name].reshape(pattern.shape) * pattern.to_mask()
+        assert torch.equal(layer.to_dense().detach().reshape(pattern.shape), kept)
+
+
+def test_a_plain_survey_leaves_attentions_dense():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Conv2d(4, 6, 3)})
+    reasons = {row.name: row.reason for row, _ in survey_layers(model, plain=True)}
+    dense = "is no nn.Linear or nn.Conv2d"
+    assert reasons == {"attention.in_proj": dense, "attention.out_proj": dense, "head": None}
+
+
+def test_half_an_attention_cannot_be_replaced():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    (packed, path), (out, _) = survey_layers(model)
+    survey = [(packed, path), (dataclasses.replace(out, reason="is not asked for"), path)]
+    with pytest.raises(ValueError, match=r"attention\.out_proj is not asked for, but other projections"):
+        replace_layers(model, survey, {packed.name: 5})
+    assert isinstance(model["attention"], nn.MultiheadAttention)
 
 
 def test_nothing_dense_is_made():

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from sparsekern.atomic import replace_file
 from sparsekern.compare.page import groups
 from sparsekern.compare.results import Result
 from sparsekern.compare.spread import mean_and_deviation
-from sparsekern.training.atomic import replace_file
 from sparsekern.training.plots import PALE, finish, is_matplotlib_there, new_figure
 
 if TYPE_CHECKING:

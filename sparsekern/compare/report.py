@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from sparsekern.atomic import replace_file
 from sparsekern.compare.folder import CompareFolder
 from sparsekern.compare.grid import Cell
 from sparsekern.compare.page import accuracy_table, render
 from sparsekern.compare.plots import draw_plot
 from sparsekern.compare.results import read_results, write_csv
-from sparsekern.training.atomic import replace_file
 from sparsekern.training.progress import tell
 
 

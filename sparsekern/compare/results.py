@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sparsekern.atomic import replace_file
 from sparsekern.compare.folder import CompareFolder
 from sparsekern.compare.grid import DENSE, DENSITY, METHOD, SEED, Cell
-from sparsekern.training.atomic import replace_file
 from sparsekern.training.metrics import read_csv
 
 

@@ -41,9 +41,9 @@ def dense_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> list[De
     Raises what that does.
     """
     return [
-        DenseLayer(each.row.name, model.get_parameter(f"{each.path}.weight").detach(), each.row.shape)
-        for each in survey_layers(model, exclude, plain=True)
-        if each.row.reason is None
+        DenseLayer(row.name, model.get_parameter(f"{path}.weight").detach(), row.shape)
+        for row, path in survey_layers(model, exclude, plain=True)
+        if row.reason is None
     ]
 
 

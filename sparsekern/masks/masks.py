@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sparsekern.densities import check_density
 from sparsekern.pattern import Pattern
-from sparsekern.sparsify import SparsityTable, Surveyed, TableRow, replace_layers, survey_layers
+from sparsekern.sparsify import SparsityTable, TableRow, replace_layers, survey_layers
 
-Survey = list[Surveyed]
+Survey = list[tuple[TableRow, str]]
 
 
 class Masks(Mapping[str, Pattern]):
@@ -107,7 +107,7 @@ class Masks(Mapping[str, Pattern]):
     ) -> SparsityTable:
         """Replaces these layers of a dense `model` by sparse ones with these patterns, in place.
 
-        All else is as with `sparsekern.sparsify`; layers that are not in the masks stay dense. Patterns are copied.
+        All else is as with `sparsekern.sparsify`; layers that are not in the masks, and attentions, stay dense. Patterns are copied.
 
         Args:
             keep_weights: True keeps the model's own values at the edges, and its biases; False draws new ones; None
@@ -135,7 +135,7 @@ class Masks(Mapping[str, Pattern]):
         """The same masks with a dense `model`'s present values as `state`: at the edges, and all else whole."""
         survey = self._survey(model)
         patterns = self._by_first_name(survey)
-        edges = {f"{name}.weight": patterns[row.name] for row in _chosen(survey) for name in row.names}
+        edges = {f"{name}.weight": patterns[row.name] for row, _ in survey if not row.reason for name in row.names}
         state = {}
         for key, value in model.state_dict().items():
             if key in edges:
@@ -148,7 +148,7 @@ class Masks(Mapping[str, Pattern]):
     def _survey(self, model: nn.Module, real: bool = True) -> Survey:
         """The model's layers, in which those that are not in the masks have a reason to stay dense."""
         survey = survey_layers(model, plain=True)
-        rows = {name: each.row for each in survey for name in each.row.names}
+        rows = {name: row for row, _ in survey for name in row.names}
         matched: dict[str, str] = {}
         for name, shape in self.shapes.items():
             if name not in rows:
@@ -161,24 +161,24 @@ class Masks(Mapping[str, Pattern]):
             if row.name in matched:
                 raise ValueError(f"the masks' layers {matched[row.name]!r} and {name!r} are one layer of the model")
             matched[row.name] = name
-        for each in survey:
-            if real and each.row.name in matched and model.get_submodule(each.path).weight.is_meta:
-                raise ValueError(f"layer {each.row.name!r} is on the meta device, where a topology has no content")
+        for row, path in survey:
+            if real and row.name in matched and model.get_submodule(path).weight.is_meta:
+                raise ValueError(f"layer {row.name!r} is on the meta device, where a topology has no content")
         left = "is not in the masks"
         return [
-            each if each.row.reason or each.row.name in matched else replace(each, row=replace(each.row, reason=left))
-            for each in survey
+            (row if row.reason or row.name in matched else dataclasses.replace(row, reason=left), path)
+            for row, path in survey
         ]
 
     def _by_first_name(self, survey: Survey) -> dict[str, Pattern]:
         """The patterns under the names that the model has its layers under first."""
-        return {row.name: self[name] for row in _chosen(survey) for name in row.names if name in self}
+        return {row.name: self[name] for row, _ in survey if not row.reason for name in row.names if name in self}
 
     def _check_state(self, model: nn.Module, survey: Survey) -> None:
         """Raises ValueError unless `state` has each tensor that the sparse model will have, in its shape."""
         assert self.state is not None
         patterns = self._by_first_name(survey)
-        nnz = {f"{name}.weight": patterns[row.name].nnz for row in _chosen(survey) for name in row.names}
+        nnz = {f"{name}.weight": patterns[row.name].nnz for row, _ in survey if not row.reason for name in row.names}
         for key, value in model.state_dict().items():
             if isinstance(value, Tensor):
                 shape = (nnz[key],) if key in nnz else tuple(value.shape)
@@ -189,7 +189,3 @@ class Masks(Mapping[str, Pattern]):
                     raise ValueError(f"the masks' values have {key!r} of shape {mine}; the model needs {shape}")
         if unknown := sorted(self.state.keys() - model.state_dict().keys()):
             raise ValueError(f"the masks' values have {unknown[0]!r}, which the model has not")
-
-
-def _chosen(survey: Survey) -> list[TableRow]:
-    return [each.row for each in survey if each.row.reason is None]

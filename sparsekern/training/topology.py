@@ -44,7 +44,7 @@ def apply_masks(config: SparsityConfig, path: Path, model: nn.Module, generator:
     masks = load_masks(path)
     if masks.density != config.density:
         raise ValueError(f"density is {config.density:g}, but the masks in {path} have {masks.density:g}")
-    sparse = [each.row for each in survey_layers(model, config.exclude, plain=True) if each.row.reason is None]
+    sparse = [row for row, _ in survey_layers(model, config.exclude, plain=True) if row.reason is None]
     for row in sparse:
         if not any(name in masks for name in row.names):
             raise ValueError(f"the masks in {path} have no layer {row.name!r}: exclude it, for it to stay dense")
