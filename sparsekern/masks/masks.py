@@ -107,7 +107,8 @@ class Masks(Mapping[str, Pattern]):
     ) -> SparsityTable:
         """Replaces these layers of a dense `model` by sparse ones with these patterns, in place.
 
-        All else is as with `sparsekern.sparsify`; layers that are not in the masks, and attentions, stay dense. Patterns are copied.
+        All else is as with `sparsekern.sparsify`; layers that are not in the masks, and attentions, stay dense.
+        Patterns are copied.
 
         Args:
             keep_weights: True keeps the model's own values at the edges, and its biases; False draws new ones; None
