@@ -90,13 +90,16 @@ def render(results: dict[str, Any]) -> str:
     return page(
         [
             "# ToST's ingredients on digits",
+            "## Accuracy",
             "Test accuracy in percent at the end of training, mean and standard deviation over "
             f"{len({run['seed'] for run in runs})} seeds, of a small ResNet with {runs[0]['dense_weights']:,} weights "
             "in its linear and convolutional layers when it is dense.",
             table(results, "", accuracy, list(INGREDIENTS)),
+            "## Against the plain recipe",
             "What each adds, in points, seed by seed against the plain recipe; and whether that is more than chance: "
             'beyond twice the standard error of these differences "yes" or "hurts", else "not seen".',
             table(results, "", gain, [name for name in INGREDIENTS if name != "plain"]),
+            "## The runs",
             STUDY.data(results["images"]) + " It was chosen without any of these ingredients, and nothing was tuned "
             "for them.",
             *STUDY.origin(results),
