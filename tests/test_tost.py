@@ -700,7 +700,7 @@ def test_bad_arguments(options, error, message):
     assert anatomy(model) == before
     with pytest.raises(TypeError, match="model must be"):
         ToST(optimizer, optimizer, steps=3)
-    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer, got NoneType"):
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got NoneType"):
         ToST(model, None, steps=3)
 
 
