@@ -228,6 +228,7 @@ def test_crops_and_mirrorings_are_all_as_likely():
     counts = loader.augment(images).sum(dim=(0, 1))[:, [0, 1, 2, 4, 5, 6]]
     assert counts.sum() == len(images)
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
+    assert (counts[:, 3:].sum() - 9000).abs() < 5 * 4500**0.5
 
 
 def test_the_first_images_are_held_out(tmp_path):

@@ -149,6 +149,24 @@ def test_dtypes_learn(dtype):
     assert {p.dtype for p in trainer.model.parameters()} == {expected}
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_first_step_that_is_skipped_leaves_no_trace(optimizer):
+    trainer = Trainer(make_config(optimizer={"name": optimizer}, run={"dtype": "float16"}))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**100})
+    torch.use_deterministic_algorithms(True)  # what is not initialised is then NaN
+    try:
+        train_steps(trainer, 1)
+        assert trainer.scaler.get_scale() == 2.0**99
+        assert all(map(torch.equal, before, trainer.model.parameters()))
+        trainer.scaler.update(1.0)
+        train_steps(trainer, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(map(torch.equal, before, trainer.model.parameters()))
+    assert all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters())
+
+
 @pytest.mark.parametrize(
     ("growth", "optimizer"), [*((growth, "sgd") for growth in GROWTHS), ("gse-grabo", "adam"), ("gse-graest", "adamw")]
 )
