@@ -193,16 +193,22 @@ def test_label_smoothing_of_mixed_labels():
 # -- clipping and decay
 
 
-def test_gradients_are_clipped_to_their_length():
+@pytest.mark.parametrize(("dtype", "ghosts"), [("float32", False), ("float16", False), ("float32", True)])
+def test_gradients_are_clipped_to_their_length(dtype, ghosts):
     def step(clip):
         trainer = Trainer(
             make_config(
-                optimizer={"clip": clip, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}, growth={"name": "static"}
+                optimizer={"clip": clip, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0},
+                growth={"name": "static"},
+                tost={"ghost_skips": ghosts},
+                run={"dtype": dtype},
             )
         )
-        before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        if trainer.scaler.is_enabled():
+            trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 16.0})
+        before = [parameter.detach().clone() for parameter in trainer.trained()]
         train_steps(trainer, 1)
-        moves = [old - new for old, new in zip(before, trainer.model.parameters(), strict=True)]
+        moves = [old - new for old, new in zip(before, trainer.trained(), strict=True)]
         return torch.cat([move.detach().flatten() for move in moves])
 
     free, clipped = step(0.0), step(0.01)
