@@ -77,7 +77,8 @@ class ToST:
     dtype before; save ``tost.state_dict()`` in checkpoints beside the model's; clip the gradients of
     ``tost.parameters()`` along, where gradients are clipped. Their parameters join the optimizer's groups of the
     convolution's and the norm's weights, and their gradients are dropped by :meth:`step`. A deep copy of the model
-    (an average, say) shares the branches and the phase. A branch's topology stays as it was drawn under any growth.
+    (an average, say) shares the branches and the phase; a pickled one takes its own along, which no step anneals. A
+    branch's topology stays as it was drawn under any growth.
 
     Args:
         model: the model, sparse or not, on its device.
