@@ -381,7 +381,7 @@ def test_config_survives_json():
     [
         (lambda: ModelConfig("vgg"), "model must be one of mlp, resnet, .*simple-vit, .*got 'vgg'"),
         (lambda: ModelConfig("mlp", heads=2), "heads does not apply to model mlp, which takes width, depth"),
-        (lambda: ModelConfig("mlp", width=0), "width must be from 1 to inf, got 0"),
+        (lambda: ModelConfig("mlp", width=0), "width must be at least 1, got 0"),
         (lambda: DataConfig("cifar"), "data must be one of digits, cifar10, .*imagenet, got 'cifar'"),
         (lambda: SparsityConfig(density=0), "density must be above 0 and at most 1, got 0"),
         (lambda: SparsityConfig(distribution="erdos"), "distribution must be one of erk, er, uniform, got 'erdos'"),
