@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import Digits
-from benchmarks.study import RECIPE, SEEDS, Study, finished_runs, page, percents
+from benchmarks.study import RECIPE, SEEDS, Study, finished_runs, percents
 from sparsekern.compare import Grid, show_mean
+from sparsekern.tables import page
 
 STUDY = Study("python -m benchmarks digits", "digits", "--growth METHOD --density DENSITY --seed SEED")
 METHODS = ("static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest")

@@ -21,6 +21,7 @@ from benchmarks import fresh, report, resident
 from benchmarks.footprint import saved_bytes
 from benchmarks.memory import MIB, part_sizes
 from benchmarks.options import Large
+from sparsekern import tables
 from sparsekern.models import make_model
 from sparsekern.testing import forbid_dense
 from sparsekern.training.checkpoint import save_checkpoint
@@ -151,4 +152,4 @@ def page(result: dict[str, Any]) -> str:
             share = f"{row['peak'] / dense['peak']:.0%}" if "peak" in dense else "-"
             rows.append([row["candidate"], *(f"{mib:,.1f}" for mib in sizes), share, f"{row['file'] / MIB:,.1f}"])
         paragraphs += [f"## {network['network']}, MiB", report.table(header, rows)]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)

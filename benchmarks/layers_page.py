@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import ceilings, process, report
 from benchmarks.libraries.ours import NAME
 from benchmarks.speed import BreakEven, speeds_against_dense
+from sparsekern import tables
 
 SUMMARY = (30, 50, 80, 90, 95, 98, 99, 99.9)  # percent of zeros
 PEERS_FROM = 80.0  # where people train sparse
@@ -40,7 +41,7 @@ def page(result: dict[str, Any], charts: dict[str, str]) -> str:
             "registers; with one operand of each loaded, from each level of memory; reading and copying memory.",
             ceilings.table(measured),
         ]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)
 
 
 def dense_ms(layer: dict[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import charts, fresh, nets, report
 from benchmarks.options import Memory
+from sparsekern import tables
 
 MIB = 2**20
 # What is shown: parts of `footprint.of_network`.
@@ -76,7 +77,7 @@ def page(result: dict[str, Any], chart: str | None) -> str:
             rows.append([row["candidate"], *(f"{size:.1f}" for size in sizes), share])
         header = ["", *PARTS, "together", "measured peak", "peak, of dense"]
         paragraphs += [f"### {network['network']}, MiB", report.table(header, rows)]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)
 
 
 def draw(result: dict[str, Any], options: Memory) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import charts, process, report
+from sparsekern import tables
 
 PARTS = ("forward", "backward", "optimizer")
 # Products strong, what remains beside them in paler tones.
@@ -43,7 +44,7 @@ def page(result: dict[str, Any], chart: str | None) -> str:
     )
     for network in result["networks"]:
         paragraphs += [f"### {network['network']}, by kind of operator", breakdown_table(network)]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)
 
 
 def steps_table(network: dict[str, Any]) -> str:

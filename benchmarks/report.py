@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.options import command_line
+from sparsekern import tables
 
 
 def begin(benchmark: str, options: Any) -> dict[str, Any]:
@@ -40,8 +40,7 @@ def where(report: dict[str, Any]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table, its first `left` columns left-aligned and the others right-aligned."""
-    marks = ["---" if column < left else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+    return tables.markdown([header, *rows], [column >= left for column in range(len(header))])
 
 
 def write(report: dict[str, Any], page: str, folder: Path, name: str) -> None:
@@ -56,9 +55,3 @@ def save(report: dict[str, Any], page: str, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / f"{name}.md").write_text(page)
-
-
-def wrapped(paragraphs: Sequence[str]) -> str:
-    """A page of paragraphs, headings, tables and pictures."""
-    lines = [text if text[0] in "#|!<`" else textwrap.fill(text, 118, break_on_hyphens=False) for text in paragraphs]
-    return "\n\n".join(lines) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -82,9 +81,3 @@ def finished_runs(grid: Grid, folder: Path, processes: int) -> list[dict[str, An
 def percents(runs: Iterable[dict[str, Any]], **values: Any) -> list[float]:
     """Test accuracies in percent of the runs that have these values."""
     return [100 * run["test_accuracy"] for run in runs if all(run[key] == value for key, value in values.items())]
-
-
-def page(paragraphs: Iterable[str]) -> str:
-    """Markdown: prose wrapped, the rest as it is."""
-    wrapped = [text if text[0] in "#|`" else textwrap.fill(text, 118) for text in paragraphs]
-    return "\n\n".join(wrapped) + "\n"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import Tost
-from benchmarks.study import RECIPE, SEEDS, Study, finished_runs, page, percents
+from benchmarks.study import RECIPE, SEEDS, Study, finished_runs, percents
 from sparsekern.compare import Grid, show_mean
+from sparsekern.tables import page
 
 STUDY = Study(
     "python -m benchmarks tost", "tost-digits", "--growth METHOD --density DENSITY --seed SEED [what a row adds]"

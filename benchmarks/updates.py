@@ -11,6 +11,7 @@ import torch
 from benchmarks import report, update_steps
 from benchmarks.options import Updates
 from benchmarks.timing import Timing
+from sparsekern import tables
 from sparsekern.growth import GSE
 from sparsekern.growth.samplers import SAMPLERS
 from sparsekern.nn import SparseLinear
@@ -89,4 +90,4 @@ def page(result: dict[str, Any]) -> str:
             "topology is made when it is first met.",
             update_steps.table(result["steps"]),
         ]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)

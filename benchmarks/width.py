@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import charts, fresh, process, report
 from benchmarks.options import Width
+from sparsekern import tables
 
 # The weight, its gradient, Adam's two states, and two temporaries of Adam's step, in float32.
 DENSE_BYTES_A_WEIGHT = 6 * 4
@@ -112,7 +113,7 @@ def page(result: dict[str, Any], chart: str | None) -> str:
         "The power of the width that each grows with, fitted to the wider half of the widths; 1 is proportional.",
         slopes_table(result),
     ]
-    return report.wrapped(paragraphs)
+    return tables.page(paragraphs)
 
 
 def width_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from sparsekern.commands.info import info
+from sparsekern.commands.mask import mask
+from sparsekern.commands.recipes import recipes
+from sparsekern.commands.train import train
 from sparsekern.compare.command import compare
-from sparsekern.info import info
-from sparsekern.recipes.command import recipes
-from sparsekern.training.command import train
-from sparsekern.training.mask_command import mask
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {

@@ -1,8 +1,9 @@
-"""Tables as text: columns aligned for a screen, or GitHub-flavoured Markdown."""
+"""Text for a screen, and pages of GitHub-flavoured Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 Cells = Sequence[Sequence[str]]  # the header first
 
@@ -19,6 +20,12 @@ def aligned(cells: Cells, numbers: Sequence[bool]) -> str:
 
 def markdown(cells: Cells, numbers: Sequence[bool]) -> str:
     """The same as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("---:" if number else "---" for number in numbers) + "|")
-    return "\n".join(lines)
+    header, *rows = cells
+    marks = ["---:" if number else "---" for number in numbers]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
+
+
+def page(paragraphs: Iterable[str]) -> str:
+    """A Markdown page of prose, which is wrapped, and of headings, tables, pictures and code, which stay."""
+    lines = [text if text[0] in "#|!<`" else textwrap.fill(text, 118, break_on_hyphens=False) for text in paragraphs]
+    return "\n\n".join(lines) + "\n"

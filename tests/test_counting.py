@@ -221,7 +221,7 @@ def test_what_cannot_be_counted_is_said_in_a_line(arguments, message, capsys):
 def test_markdown_and_dense(capsys):
     assert main(["info", "--model", "mlp", "--density", "1", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "|---|---|---|---:|---:|---:|---:|---:|---:|"
+    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert "| 1.0000 |" in lines[2]
 
 

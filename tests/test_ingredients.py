@@ -5,9 +5,11 @@ import dataclasses
 import json
 
 import pytest
+import test_training
 import torch
 import torch.nn.functional as F
 from archives import cifar_archive, torchvision_or_skip
+from test_training import assert_same_state, train_steps
 from torch import nn
 
 from sparsekern.cli import main
@@ -17,10 +19,7 @@ from sparsekern.training.build import split_parameters
 from sparsekern.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsekern.training.config import (
     DataConfig,
-    GrowthConfig,
-    ModelConfig,
     OptimizerConfig,
-    RunConfig,
     SparsityConfig,
     TrainConfig,
 )
@@ -39,45 +38,8 @@ def one_thread():
 
 
 def make_config(**changes):
-    config = TrainConfig(
-        model=ModelConfig("resnet", width=4, depth=8),
-        data=DataConfig(batch_size=128),
-        sparsity=SparsityConfig(density=0.3),
-        growth=GrowthConfig("gse-grabo", interval=2, end=1.0),
-        optimizer=OptimizerConfig(warmup_epochs=0),
-        run=RunConfig(epochs=2),
-    )
-    for section, values in changes.items():
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
-    return config
-
-
-def train_steps(trainer, count):
-    while True:
-        for images, labels in trainer.loader:
-            trainer.train_step(images, labels)
-            count -= 1
-            if count == 0:
-                return
-        trainer.finish_epoch()
-
-
-def flat(tree, path=""):
-    if isinstance(tree, (dict, list, tuple)):
-        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from flat(child, f"{path}/{key}")
-    else:
-        yield path, tree
-
-
-def assert_same_state(left, right):
-    left, right = dict(flat(left)), dict(flat(right))
-    assert left.keys() == right.keys()
-    for path, value in left.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, right[path]), path
-        elif not path.endswith("seconds"):
-            assert value == right[path], path
+    """Two epochs of a small ResNet."""
+    return test_training.make_config("resnet", **{**changes, "run": {"epochs": 2, **changes.get("run", {})}})
 
 
 # -- moving average
@@ -105,7 +67,7 @@ def test_average_follows_its_formula():
 
 @pytest.mark.parametrize("growth", ["set", "gse-graest", "rigl"])
 def test_average_follows_the_topology(growth):
-    trainer = Trainer(make_config(growth={"name": growth}, optimizer={"ema": 0.9}))
+    trainer = Trainer(make_config(growth=growth, optimizer={"ema": 0.9}))
     train_steps(trainer, 3)
     layers, averages = (find_sparse_layers(model) for model in (trainer.model, trainer.average.model))
     images, labels = next(iter(trainer.loader))
@@ -179,7 +141,7 @@ def test_no_mixing_where_none_is_asked_for():
 
 def test_label_smoothing_of_mixed_labels():
     torchvision_or_skip()
-    trainer = Trainer(make_config(data={"mixup": 1.0}, optimizer={"label_smoothing": 0.1}, growth={"name": "static"}))
+    trainer = Trainer(make_config(data={"mixup": 1.0}, optimizer={"label_smoothing": 0.1}, growth="static"))
     images, labels = next(iter(trainer.loader))
     mixed, shares = trainer.mixing(images, labels, trainer.step)
     with torch.no_grad():
@@ -193,16 +155,22 @@ def test_label_smoothing_of_mixed_labels():
 # -- clipping and decay
 
 
-def test_gradients_are_clipped_to_their_length():
+@pytest.mark.parametrize(("dtype", "ghosts"), [("float32", False), ("float16", False), ("float32", True)])
+def test_gradients_are_clipped_to_their_length(dtype, ghosts):
     def step(clip):
         trainer = Trainer(
             make_config(
-                optimizer={"clip": clip, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}, growth={"name": "static"}
+                optimizer={"clip": clip, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0},
+                growth="static",
+                tost={"ghost_skips": ghosts},
+                run={"dtype": dtype},
             )
         )
-        before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        if trainer.scaler.is_enabled():
+            trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 16.0})
+        before = [parameter.detach().clone() for parameter in trainer.trained()]
         train_steps(trainer, 1)
-        moves = [old - new for old, new in zip(before, trainer.model.parameters(), strict=True)]
+        moves = [old - new for old, new in zip(before, trainer.trained(), strict=True)]
         return torch.cat([move.detach().flatten() for move in moves])
 
     free, clipped = step(0.0), step(0.01)

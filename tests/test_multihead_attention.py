@@ -87,6 +87,20 @@ def test_results_are_torchs(name, mask, need_weights):
         assert_same(dense.eval(), sparse.eval(), tensors, **options)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", CONSTRUCTIONS)
+def test_the_hint_of_a_causal_mask_changes_nothing(name, padded):
+    """torch's own attention leaves out the extra tokens under it."""
+    dense, sparse = twins(**CONSTRUCTIONS[name])
+    tensors, keys = inputs(dense, crossing="kdim" in CONSTRUCTIONS[name])
+    options = {"attn_mask": torch.ones(L, keys, dtype=torch.bool).triu(1), "need_weights": False}
+    if padded:
+        options["key_padding_mask"] = torch.zeros(N, keys, dtype=torch.bool)
+        options["key_padding_mask"][1, 2:] = True
+    plain, hinted = (sparse(*tensors, is_causal=hint, **options)[0] for hint in (False, True))
+    torch.testing.assert_close(hinted, plain, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("crossing", [False, True])
 def test_without_a_batch(crossing, need_weights):

@@ -17,7 +17,7 @@ from archives import (
     tiny_imagenet_files,
 )
 
-from sparsekern.data import CIFAR10, CIFAR100, DataError, load_cifar, load_tiny_imagenet
+from sparsekern.data import CIFAR10, CIFAR100, BatchLoader, DataError, load_cifar, load_tiny_imagenet
 from sparsekern.data.unpickle import unpickle
 
 KINDS = {10: CIFAR10, 100: CIFAR100}
@@ -218,6 +218,17 @@ def test_augmentation_crops_the_padded_image_and_mirrors_it(tmp_path):
     assert {row for _, row, _ in seen} == {column for _, _, column in seen} == set(range(9))
     kept = data.train_loader(80, seed=0, shift=0, flip=False).augment(data.train_images)
     assert torch.equal(kept, data.train_images)
+
+
+def test_crops_and_mirrorings_are_all_as_likely():
+    images = torch.zeros(18_000, 1, 3, 7)
+    images[:, :, 1, 1] = 1
+    loader = BatchLoader(images, torch.zeros(18_000, dtype=torch.int64), 1, seed=0, shift=1, flip=True)
+    # Where the one pixel has come to: three rows, three columns, and three more where it is mirrored.
+    counts = loader.augment(images).sum(dim=(0, 1))[:, [0, 1, 2, 4, 5, 6]]
+    assert counts.sum() == len(images)
+    assert (counts - 1000).abs().max() < 5 * 1000**0.5
+    assert (counts[:, 3:].sum() - 9000).abs() < 5 * 4500**0.5
 
 
 def test_the_first_images_are_held_out(tmp_path):

@@ -1,6 +1,7 @@
 import copy
 import gc
 import math
+import pickle
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from sparsekern.growth import GSE, SET, RigL, Static, find_sparse_layers
 from sparsekern.models import MLP, ResNet, ViT
 from sparsekern.nn import BatchNorm2d, SparseConv2d
 from sparsekern.testing import forbid_dense
-from sparsekern.tost import ToST, beta_at, coefficient_at
+from sparsekern.tost import ToST, beta_at, coefficient_at, ghosts
 from sparsekern.tost.phase import Phase
 from sparsekern.tost.skip import INITIAL_WEIGHT, FreeBranch, SparseBranch
 from sparsekern.tost.soft import SOFT, SoftReLU, soft_relu
@@ -699,3 +700,33 @@ def test_bad_arguments(options, error, message):
     assert anatomy(model) == before
     with pytest.raises(TypeError, match="model must be"):
         ToST(optimizer, optimizer, steps=3)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got NoneType"):
+        ToST(model, None, steps=3)
+
+
+def test_ghosts_that_cannot_all_be_made_leave_the_model_as_it_was(monkeypatch):
+    made = []
+
+    def no_third(conv, density, generator):
+        if len(made) == 2:
+            raise MemoryError
+        made.append(SparseBranch(conv, density, generator))
+        return made[-1]
+
+    monkeypatch.setattr(ghosts, "SparseBranch", no_third)
+    model = MODELS["resnet A"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before, held = anatomy(model), len(optimizer.param_groups[0]["params"])
+    with pytest.raises(MemoryError):
+        ToST(model, optimizer, steps=3)
+    assert len(made) == 2
+    assert anatomy(model) == before
+    assert len(optimizer.param_groups[0]["params"]) == held
+
+
+@pytest.mark.parametrize("name", ["torchvision", "resnet A"])
+def test_a_pickled_model_computes_the_same_in_the_ghost_phase(name):
+    model, optimizer, tost = make(name, steps=5)
+    train_step(model, optimizer, tost)
+    again = pickle.loads(pickle.dumps(model.eval()))
+    assert torch.equal(again(IMAGES), model(IMAGES))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from test_training import assert_same_state, make_config, train_steps
 
+from sparsekern.commands.train import parse
 from sparsekern.recipes.tost import RECIPE
 from sparsekern.testing import forbid_dense
 from sparsekern.training.checkpoint import load_checkpoint, save_checkpoint
-from sparsekern.training.command import parse
 from sparsekern.training.config import OptimizerConfig, TostConfig, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.load import load_model

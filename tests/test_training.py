@@ -149,6 +149,24 @@ def test_dtypes_learn(dtype):
     assert {p.dtype for p in trainer.model.parameters()} == {expected}
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_first_step_that_is_skipped_leaves_no_trace(optimizer):
+    trainer = Trainer(make_config(optimizer={"name": optimizer}, run={"dtype": "float16"}))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**100})
+    torch.use_deterministic_algorithms(True)  # what is not initialised is then NaN
+    try:
+        train_steps(trainer, 1)
+        assert trainer.scaler.get_scale() == 2.0**99
+        assert all(map(torch.equal, before, trainer.model.parameters()))
+        trainer.scaler.update(1.0)
+        train_steps(trainer, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(map(torch.equal, before, trainer.model.parameters()))
+    assert all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters())
+
+
 @pytest.mark.parametrize(
     ("growth", "optimizer"), [*((growth, "sgd") for growth in GROWTHS), ("gse-grabo", "adam"), ("gse-graest", "adamw")]
 )
@@ -363,7 +381,7 @@ def test_config_survives_json():
     [
         (lambda: ModelConfig("vgg"), "model must be one of mlp, resnet, .*simple-vit, .*got 'vgg'"),
         (lambda: ModelConfig("mlp", heads=2), "heads does not apply to model mlp, which takes width, depth"),
-        (lambda: ModelConfig("mlp", width=0), "width must be from 1 to inf, got 0"),
+        (lambda: ModelConfig("mlp", width=0), "width must be at least 1, got 0"),
         (lambda: DataConfig("cifar"), "data must be one of digits, cifar10, .*imagenet, got 'cifar'"),
         (lambda: SparsityConfig(density=0), "density must be above 0 and at most 1, got 0"),
         (lambda: SparsityConfig(distribution="erdos"), "distribution must be one of erk, er, uniform, got 'erdos'"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from sparsekern.training.command import new_config
+from sparsekern.commands.train import new_config
 from sparsekern.training.config import GrowthName, TrainConfig
 
 DENSE: Literal["dense"] = "dense"

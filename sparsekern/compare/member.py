@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from sparsekern.training.command import train
+from sparsekern.commands.train import train
 
 
 def follow_parent(pipe: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import statistics
-import textwrap
 from collections.abc import Sequence
 
+from sparsekern import tables
 from sparsekern.compare.results import Result
 from sparsekern.compare.spread import show_mean
 from sparsekern.training.report import show_bytes
@@ -19,8 +19,7 @@ def render(results: Sequence[Result], runs: int, options: Sequence[str]) -> str:
         paragraphs += [accuracy_table(results), "## Time and storage", STORAGE, size_table(results)]
     paragraphs += ["Each run is", f"```\n{shlex.join(['sparsekern', 'train', *options])} ...\n```"]
     paragraphs += ["The figures of each are in [results.csv](results.csv)."]
-    wrapped = [text if text[0] in "#|`" else textwrap.fill(text, 118, break_on_hyphens=False) for text in paragraphs]
-    return "\n\n".join(wrapped) + "\n"
+    return tables.page(paragraphs)
 
 
 STORAGE = (
@@ -109,6 +108,5 @@ def mean(group: Sequence[Result], figure: str) -> float:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column left-aligned and the others right-aligned."""
-    marks = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+    """A Markdown table whose first column has the rows' names."""
+    return tables.markdown([header, *rows], [False, *(True for _ in header[1:])])

@@ -14,13 +14,10 @@ from types import ModuleType
 
 from sparsekern.training.config import TrainConfig
 
-NO_RECIPES = ("command",)
-
 
 def recipe_names() -> list[str]:
     """All recipes, in alphabetical order."""
-    modules = sorted(each.name for each in pkgutil.iter_modules(__path__) if each.name not in NO_RECIPES)
-    return [name.replace("_", "-") for name in modules]
+    return sorted(each.name.replace("_", "-") for each in pkgutil.iter_modules(__path__))
 
 
 def recipe_module(name: str) -> ModuleType:

@@ -77,7 +77,8 @@ class ToST:
     dtype before; save ``tost.state_dict()`` in checkpoints beside the model's; clip the gradients of
     ``tost.parameters()`` along, where gradients are clipped. Their parameters join the optimizer's groups of the
     convolution's and the norm's weights, and their gradients are dropped by :meth:`step`. A deep copy of the model
-    (an average, say) shares the branches and the phase. A branch's topology stays as it was drawn under any growth.
+    (an average, say) shares the branches and the phase; a pickled one takes its own along, which no step anneals. A
+    branch's topology stays as it was drawn under any growth.
 
     Args:
         model: the model, sparse or not, on its device.
@@ -112,7 +113,7 @@ class ToST:
         exclude: Sequence[str] = (),
         generator: torch.Generator | None = None,
     ) -> None:
-        _check(model, steps, neuron, beta, branch, branch_density, exclude)
+        _check(model, optimizer, steps, neuron, beta, branch, branch_density, exclude)
         self.optimizer = optimizer
         self._config = {
             "steps": steps,
@@ -129,15 +130,20 @@ class ToST:
         self._soft_norms: dict[str, tuple[BatchNorm2d, Any]] = {}
         self._skips: list[Skip] = []
         found = survey(model)
-        if ghost_skips:
-            modules = dict(model.named_modules())
-            for conv, norm in found.pairs.items():
-                self._attach_skip(conv, modules[conv], norm, modules[norm], branch, branch_density, generator)
-            self._left += found.unpaired.items()
-            if not found.pairs and not found.unpaired:
-                self._left.append(("", "no 3x3 convolution"))
+        try:
+            if ghost_skips:
+                modules = dict(model.named_modules())
+                for conv, norm in found.pairs.items():
+                    self._attach_skip(conv, modules[conv], norm, modules[norm], branch, branch_density, generator)
+                self._left += found.unpaired.items()
+                if not found.pairs and not found.unpaired:
+                    self._left.append(("", "no 3x3 convolution"))
+            if ghost_neurons:
+                self._soften(model, neuron)
+        except BaseException:  # a branch for which there is no memory, say
+            self.finish()
+            raise
         if ghost_neurons:
-            self._soften(model, neuron)
             for name, count in found.functional.items():
                 self._left.append((name, f"calls {count} ReLU{'s'[: count > 1]} as a function: make it an nn.ReLU"))
             if not self._relus and not self._soft_norms and not found.functional:
@@ -317,6 +323,7 @@ class _SoftOutput:
 
 def _check(
     model: nn.Module,
+    optimizer: Optimizer,
     steps: int,
     neuron: str,
     beta: float,
@@ -326,6 +333,8 @@ def _check(
 ) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; expected an integer of at least 1, in optimizer steps")
     if neuron not in SOFT:

@@ -55,10 +55,12 @@ def build_model(config: ModelConfig, data: ImageSet | FileSet) -> nn.Module:
     return make_model(config.name, data.channels, data.size, data.classes, **config.options())
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(config: OptimizerConfig, model: nn.Module, *, scaled: bool = False) -> Optimizer:
     """Unless all is to decay, it pulls at the layers' weights only: a bias or a norm has no reason to be near zero.
 
     torch's fused steps: one pass over each parameter, where many small ones are mostly the calls of single operators.
+    Not of SGD whose gradients are `scaled` by a GradScaler: where that skips the first step, the fused one begins its
+    momentum with whatever is in memory.
     """
     decayed, undecayed = split_parameters(model)
     groups = [
@@ -67,7 +69,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     ]
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=not scaled)
     return {"adam": Adam, "adamw": AdamW}[config.name](groups, lr=config.learning_rate, fused=True)
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from sparsekern.training.config import TrainConfig
+from sparsekern.training.progress import tell
 from sparsekern.training.trainer import Totals, Trainer
 
 
@@ -54,7 +55,7 @@ class TicketRounds:
             metrics = trainer.finish_epoch()
         left = f"{trainer.nnz:,} edges" if trainer.nnz else "dense"
         accuracy = metrics["test_accuracy"]
-        self.console.print(f"round {self.number}: {left}, test accuracy {accuracy:.2%}", highlight=False)
+        tell(self.console, f"round {self.number}: {left}, test accuracy {accuracy:.2%}")
 
     @staticmethod
     def skip_warm_up(trainer: Trainer, state: dict[str, Any]) -> None:

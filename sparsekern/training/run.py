@@ -11,7 +11,7 @@ from rich.console import Console
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.plots import draw_plots
-from sparsekern.training.progress import ProgressBar, StopRequest
+from sparsekern.training.progress import ProgressBar, StopRequest, tell
 from sparsekern.training.report import print_report, summarise
 from sparsekern.training.trainer import Trainer
 
@@ -86,7 +86,7 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     """The training loop."""
     config = trainer.config.run
     if (report := trainer.rescale()) is not None:
-        console.print(report.brief, highlight=False, markup=False)
+        tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
     with StopRequest() as stop, bar:
         while trainer.epoch < config.epochs:

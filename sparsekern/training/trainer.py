@@ -76,9 +76,9 @@ class Trainer:
                 build_topology(config.sparsity, model, generator, restoring=restoring)
         self.model = model
         self.model.to(self.device, self.dtype)
-        self.optimizer = build_optimizer(config.optimizer, self.model)
-        self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype == torch.float16)
+        self.optimizer = build_optimizer(config.optimizer, self.model, scaled=self.scaler.is_enabled())
+        self.scheduler = build_scheduler(config.optimizer, self.optimizer, self.total_steps, len(self.loader))
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)

@@ -28,6 +28,7 @@ from sparsekern.training.config import (
     check_choice,
     check_range,
 )
+from sparsekern.training.progress import tell
 from sparsekern.training.rounds import TicketRounds
 from sparsekern.training.run import build
 from sparsekern.training.trainer import Trainer
@@ -129,7 +130,7 @@ def write(asked: Arguments, console: Console) -> None:
     masks = find(asked, build(asked.training), console)
     save_masks(asked.output, masks)
     console.print(make_table(masks))
-    console.print(f"sparsekern train --mask {asked.output}", highlight=False, markup=False, soft_wrap=True)
+    tell(console, f"sparsekern train --mask {asked.output}")
 
 
 def find(asked: Arguments, trainer: Trainer, console: Console) -> Masks:
