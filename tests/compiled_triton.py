@@ -21,7 +21,7 @@ from sparsekern.backends.triton.spmm import spmm_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 CAPABILITIES = (80, 90)
-# (activations, values): the pairs that the operators let pass. The tokens at once and the values' type do not meet in the
+# (activations, values): the pairs that the operators let pass. Tokens at once and the values' type do not meet in the
 # kernels, so each tile is compiled for one pair of each width.
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 CASES = [

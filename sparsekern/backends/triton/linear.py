@@ -41,7 +41,8 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _by_token(y: Tensor, tokens: int) -> Tensor:
-    return y[:, :tokens].t().contiguous()
+    # Not contiguous(), which returns a single token's view as it is, with strides that the operator has not announced.
+    return torch.empty(tokens, y.shape[0], dtype=y.dtype, device=y.device).copy_(y[:, :tokens].t())
 
 
 def linear(
