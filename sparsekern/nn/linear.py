@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from sparsekern.backends import cpu
+from sparsekern.backends import choice
 from sparsekern.nn.layer import SparseLayer, dense_pattern
 from sparsekern.ops import functional
 from sparsekern.pattern import Pattern
@@ -79,7 +79,7 @@ class SparseLinear(SparseLayer):
             weight, bias = self.weight, self.bias
         y = None
         if not is_compiling():
-            y = cpu.linear_direct(
+            y = choice.linear_direct(
                 input,
                 weight,
                 bias,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import _C
-from sparsekern.backends import cpu
+from sparsekern.backends import choice
 from sparsekern.ops import implementations
 
 
@@ -51,5 +51,5 @@ conv2d_weight_grad = _operator("conv2d_weight_grad")
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor:
     """``torch.ops.sparsekern.linear`` of matrices, its checks and errors included; without gradients."""
-    y = None if torch.compiler.is_compiling() else cpu.linear_direct(x, w, bias, *topology)
+    y = None if torch.compiler.is_compiling() else choice.linear_direct(x, w, bias, *topology)
     return torch.ops.sparsekern.linear.default(x, w, bias, *topology) if y is None else y

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsekern.backends import cpu
+from sparsekern.backends import choice
 from sparsekern.ops import direct
 from sparsekern.ops.autograd import Geometry, Multiply
 from sparsekern.pattern import Pattern
@@ -44,7 +44,7 @@ def linear(input: Tensor, weight: Tensor, pattern: Pattern, bias: Tensor | None 
     Raises:
         ValueError, TypeError: naming the argument whose shape, dtype, device or index contents are wrong.
     """
-    y = None if torch.compiler.is_compiling() else cpu.linear_direct(input, weight, bias, *pattern.tensors())
+    y = None if torch.compiler.is_compiling() else choice.linear_direct(input, weight, bias, *pattern.tensors())
     return linear_checked(input, weight, pattern, bias) if y is None else y
 
 

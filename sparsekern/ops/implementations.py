@@ -1,4 +1,4 @@
-"""Registers the operators' implementations: checks, then the C++ kernels on CPU and plain torch elsewhere.
+"""Registers the operators' implementations: checks, then the products of the backend that is chosen.
 
 Index tensors are validated in full the first time an operator sees them in their present state, and each later
 call compares their version counters (:func:`sparsekern.pattern.check_tensors`): an index that is wrong, or was made
@@ -6,19 +6,19 @@ wrong by an in-place change, raises here and no kernel reads it.
 """
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsekern.backends import cpu, reference
+from sparsekern.backends import choice
 from sparsekern.ops import checks
 from sparsekern.ops.schemas import LIBRARY, weight_grad_dtype
 from sparsekern.pattern import check_csc, check_tensors
 
 
-def _operators(backend: ModuleType) -> dict[str, Callable[..., Any]]:
+def _operators(backend: SimpleNamespace) -> dict[str, Callable[..., Any]]:
     def linear(x: Tensor, w: Tensor, bias: Tensor | None, *topology: Tensor) -> Tensor:
         checks.linear(x, w, bias, *topology)
         check_tensors(*topology)
@@ -97,8 +97,8 @@ def _operators(backend: ModuleType) -> dict[str, Callable[..., Any]]:
     }
 
 
-CPU = _operators(cpu)
+CPU = _operators(choice.cpu_products)
 
-for _key, _implementations in (("CPU", CPU), ("CUDA", _operators(reference))):
+for _key, _implementations in (("CPU", CPU), ("CUDA", _operators(choice.cuda_products))):
     for _name, _implementation in _implementations.items():
         LIBRARY.impl(_name, _implementation, _key)
