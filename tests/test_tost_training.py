@@ -133,7 +133,7 @@ def test_the_recipe_is_the_default_run_with_all_ingredients():
         ({"ghost_beta": 0.0}, "ghost_beta must be above 0 and finite"),
         ({"ghost_branch": "dense"}, "ghost_branch must be one of sparse, free, got 'dense'"),
         ({"ghost_branch_density": 0.0}, "ghost_branch_density must be above 0 and at most 1"),
-        ({"lrsi_iterations": 0}, "lrsi_iterations must be from 1"),
+        ({"lrsi_iterations": 0}, "lrsi_iterations must be at least 1"),
     ],
 )
 def test_bad_configurations(options, message):

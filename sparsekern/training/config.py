@@ -68,7 +68,8 @@ def check_choice(name: str, value: str, choices: Any) -> None:
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value!r}")
+        expected = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
