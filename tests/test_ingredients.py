@@ -264,11 +264,11 @@ def test_missing_data_is_said_in_a_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(held_out=-1), "held_out must be from 0"),
-        (lambda: DataConfig(mixup=-0.1), "mixup must be from 0"),
-        (lambda: DataConfig(workers=-1), "workers must be from 0"),
+        (lambda: DataConfig(held_out=-1), "held_out must be at least 0"),
+        (lambda: DataConfig(mixup=-0.1), "mixup must be at least 0"),
+        (lambda: DataConfig(workers=-1), "workers must be at least 0"),
         (lambda: OptimizerConfig(ema=1.0), "ema must be from 0 to below 1, got 1.0"),
-        (lambda: OptimizerConfig(clip=-1.0), "clip must be from 0"),
+        (lambda: OptimizerConfig(clip=-1.0), "clip must be at least 0"),
         (lambda: OptimizerConfig(decay="none"), "decay must be one of weights, all, got 'none'"),
     ],
 )

@@ -173,11 +173,11 @@ def test_what_cannot_be_done_is_said_in_a_line(options, message, capsys):
     [
         (["--method", "snap"], "snip"),
         (["--density", "2"], "density must be above 0 and at most 1, got 2.0"),
-        (["--batches", "0"], "batches must be from 1"),
+        (["--batches", "0"], "batches must be at least 1"),
         (["--share", "1"], "share must be above 0 and below 1, got 1.0"),
         (["--temperature", "0"], "temperature must be above 0"),
-        (["--rounds", "0"], "rounds must be from 1"),
-        (["--rewind", "-1"], "rewind must be from 0"),
+        (["--rounds", "0"], "rounds must be at least 1"),
+        (["--rewind", "-1"], "rewind must be at least 0"),
     ],
 )
 def test_bad_options(options, message, capsys):

@@ -146,7 +146,7 @@ def test_the_registry_is_what_the_command_line_offers():
 
 def test_no_hidden_layers_is_a_choice_of_vgg_alone():
     assert ModelConfig("vgg16", hidden=0).options() == {"hidden": 0}
-    with pytest.raises(ValueError, match="hidden must be from 1"):
+    with pytest.raises(ValueError, match="hidden must be at least 1"):
         ModelConfig("vit", hidden=0)
 
 

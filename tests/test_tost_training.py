@@ -107,6 +107,18 @@ def test_a_model_from_the_ghost_phase_can_be_loaded(tmp_path):
         assert torch.equal(model(images), trainer.model.eval()(images))
 
 
+def test_the_average_begins_when_the_ghosts_are_gone():
+    trainer = Trainer(make_config("resnet", tost={"ghost_neurons": True}, optimizer={"ema": 0.9}))
+    while not trainer.tost.over:
+        assert trainer.average is None
+        train_steps(trainer, 1)
+    assert trainer.average.updates == 0
+    train_steps(trainer, 1)
+    assert trainer.average.updates == 1
+    kinds = [[type(module) for module in model.modules()] for model in (trainer.model, trainer.average.model)]
+    assert kinds[0] == kinds[1]
+
+
 def test_every_ingredient_has_a_flag():
     flags = ["--ghost-neurons", "--ghost-skips", "--lrsi", "--ghost-end", "0.25", "--ghost-neuron", "mish"]
     flags += ["--ghost-beta", "2", "--ghost-branch", "free", "--ghost-branch-density", "0.5", "--lrsi-iterations", "7"]
@@ -133,7 +145,7 @@ def test_the_recipe_is_the_default_run_with_all_ingredients():
         ({"ghost_beta": 0.0}, "ghost_beta must be above 0 and finite"),
         ({"ghost_branch": "dense"}, "ghost_branch must be one of sparse, free, got 'dense'"),
         ({"ghost_branch_density": 0.0}, "ghost_branch_density must be above 0 and at most 1"),
-        ({"lrsi_iterations": 0}, "lrsi_iterations must be from 1"),
+        ({"lrsi_iterations": 0}, "lrsi_iterations must be at least 1"),
     ],
 )
 def test_bad_configurations(options, message):
