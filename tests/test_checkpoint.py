@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 import os
 import struct
@@ -11,6 +12,8 @@ from sparsekern import sealed
 from sparsekern.atomic import replace_file
 from sparsekern.training import checkpoint
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from sparsekern.training.config import DataConfig, ModelConfig, TostConfig, TrainConfig
+from sparsekern.training.trainer import Trainer
 
 
 def make_state():
@@ -144,3 +147,15 @@ def test_file_is_whole_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     replace_file(tmp_path / "x", lambda aside: aside.write_text("content"))
     assert events == ["sync", "move", "sync"]
     assert (tmp_path / "x").read_text() == "content"
+
+
+def test_a_run_of_a_version_without_later_parts_goes_on():
+    pytest.importorskip("sklearn")
+    config = TrainConfig(ModelConfig("mlp", width=8, depth=1), DataConfig(batch_size=512))
+    state = Trainer(config).state_dict()
+    del state["average"], state["tost"], state["config"]["tost"], state["config"]["optimizer"]["ema"]
+    del state["config"]["data"]["mixup"], state["config"]["sparsity"]["mask"]
+    Trainer(config, restoring=True).load_state_dict(state)
+    other = Trainer(dataclasses.replace(config, tost=TostConfig(ghost_neurons=True)), restoring=True)
+    with pytest.raises(CheckpointError, match=r"its tost\.ghost_neurons is False, here it is True"):
+        other.load_state_dict(state)

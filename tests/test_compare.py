@@ -81,6 +81,12 @@ def test_all_combinations_seed_by_seed_and_dense_once():
     assert all(name.endswith("seed=0") for name in names[:10])
 
 
+def test_dense_runs_take_no_mask():
+    grid = Grid.make(methods=["dense", "static"], seeds=[0], axes=["mask=a.st,b.st"])
+    names = [cell.name for cell in grid.cells()]
+    assert names == ["dense-seed=0", "static-mask=a.st-seed=0", "static-mask=b.st-seed=0"]
+
+
 def test_a_cell_is_what_train_takes():
     grid = Grid.make(
         methods=["set"],

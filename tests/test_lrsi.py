@@ -236,3 +236,15 @@ def test_bad_arguments(batches, options, message):
 def test_model_without_parameters():
     with pytest.raises(ValueError, match="model has no parameter that requires a gradient"):
         lrsi(nn.Flatten(), draw(2))
+
+
+def test_torchs_attention_is_differentiated_twice():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    sparsekern.sparsify(model, 0.5)
+    dense = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    batches = [(torch.randn(6, 3, 8), torch.randn(6, 3, 8)) for _ in range(3)]
+    for network in (model, dense):
+        report = lrsi(network, batches, loss=F.mse_loss, iterations=2, gamma=0.0)
+        assert len(report.norms) == 2
+        assert all(row.scale != 1 for row in report.rows if "proj" in row.name and not row.note)

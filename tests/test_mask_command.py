@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from sparsekern.cli import main
 from sparsekern.growth import find_sparse_layers
 from sparsekern.masks import load_masks, magnitude, save_masks
 from sparsekern.training.checkpoint import load_checkpoint
+from sparsekern.training.command import new_config
 from sparsekern.training.config import ModelConfig, RunConfig, SparsityConfig, TrainConfig
+from sparsekern.training.folder import RunFolder
 from sparsekern.training.load import load_model
 from sparsekern.training.rounds import TicketRounds
 from sparsekern.training.topology import sparsity_of_mask
@@ -229,3 +232,32 @@ def test_a_ticket_holds_the_rewound_values():
     save_masks("again.st", masks)
     sparse = Trainer(TrainConfig(model=MODEL, sparsity=sparsity_of_mask("again.st"))).model
     assert torch.equal(sparse.norm.running_mean, trainer.model.norm.running_mean)
+
+
+def test_the_printed_command_trains_on_the_masks(capsys):
+    find("random", "--exclude", "stem", output="with blank.st")
+    *_, command = capsys.readouterr().out.strip().splitlines()
+    words = shlex.split(command)
+    assert words[:2] == ["sparsekern", "train"]
+    assert main([*words[1:], *QUICK, "--epochs", "1", "--no-plots", "--output", "run"]) == 0
+    assert RunFolder(Path("run")).load_config().sparsity.exclude == ("stem",)
+
+
+def test_another_density_is_named_before_a_comparison_starts(capsys):
+    find("random")
+    shared = ["--mask", "found.st", *NETWORK, *QUICK]
+    assert main(["compare", "--densities", "0.1", "0.2", "--output", "grid", *shared]) == 1
+    message = "run 0.2-seed=0 cannot be made: density is 0.2, but the masks in found.st have 0.1"
+    assert capsys.readouterr().err == f"sparsekern compare: {message}\n"
+    assert not Path("grid").exists()
+    assert main(["train", "--density", "1", *shared]) == 1
+    assert "density is 1, but the masks in found.st have 0.1" in capsys.readouterr().err
+    assert new_config(["--dense", "--density", "0.2", *shared]).sparsity.dense
+
+
+def test_a_recipe_without_its_mask():
+    find("random")
+    assert main(["train", "--mask", "found.st", *NETWORK, *QUICK, "--no-plots", "--output", "run"]) == 0
+    assert new_config(["--recipe", "run"]).sparsity.mask == Path("found.st")
+    without = new_config(["--recipe", "run", "--mask", "None", "--density", "0.2"])
+    assert (without.sparsity.mask, without.sparsity.density) == (None, 0.2)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparsekern.cli import main
 from sparsekern.tost import smoothed_cross_entropy
 
 
@@ -42,3 +43,12 @@ def test_all_is_torchs():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         smoothed_cross_entropy(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), *arguments)
+
+
+def test_too_much_for_the_classes_is_refused_before_anything_is_written(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    output = tmp_path / "run"
+    options = ["--label-smoothing", "0.95", "--label-smoothing-over", "others", "--model", "mlp", "--width", "8"]
+    assert main(["train", *options, "--output", str(output)]) == 1
+    assert capsys.readouterr().err.startswith("sparsekern train: smoothing is 0.95 over the others of 10 classes; ")
+    assert not output.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,19 @@ def write(asked: Arguments, console: Console) -> None:
     masks = find(asked, build(asked.training), console)
     save_masks(asked.output, masks)
     console.print(make_table(masks))
-    tell(console, f"sparsekern train --mask {asked.output}")
+    tell(console, train_command(asked))
+
+
+def train_command(asked: Arguments) -> str:
+    """The command that trains the same network on the same data with the masks."""
+    words = ["sparsekern", "train", "--mask", str(asked.output)]
+    if asked.model.name != ModelConfig().name:
+        words += ["--model", asked.model.name]
+    for option, value in asked.model.options().items():
+        words += [f"--{option}", str(value)]
+    if asked.data.name != DataConfig().name:
+        words += ["--data", asked.data.name, "--data-root", str(asked.data.root)]
+    return shlex.join(words)
 
 
 def find(asked: Arguments, trainer: Trainer, console: Console) -> Masks:

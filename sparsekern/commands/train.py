@@ -18,7 +18,7 @@ from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.progress import tell
 from sparsekern.training.run import Stopped, resume, run, start
-from sparsekern.training.topology import sparsity_of_mask
+from sparsekern.training.topology import load_masks_for, sparsity_of_mask
 from sparsekern.training.trainer import Trainer
 
 
@@ -82,9 +82,12 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
 def new_config(arguments: Sequence[str]) -> TrainConfig:
     """What a new run is made of. Ends the process, with a message, for arguments that cannot be parsed.
 
-    Raises ValueError or OSError for a recipe or mask file that cannot be used.
+    Raises ValueError or OSError for a recipe or mask file that cannot be used, or not with the density asked for.
     """
-    return parse(arguments, new_defaults(defaults_of(arguments)))
+    config = parse(arguments, new_defaults(defaults_of(arguments)))
+    if config.sparsity.mask is not None and not config.sparsity.dense:
+        load_masks_for(config.sparsity, config.sparsity.mask)
+    return config
 
 
 def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:
@@ -92,8 +95,13 @@ def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--recipe")
-    parser.add_argument("--mask", type=Path)
+    parser.add_argument("--mask", type=mask_path)
     return parser.parse_known_args(arguments)[0]
+
+
+def mask_path(text: str) -> Path | None:
+    """The parser's "None" takes a recipe's mask file away."""
+    return None if text == "None" else Path(text)
 
 
 def new_defaults(ahead: argparse.Namespace) -> TrainConfig:

@@ -15,7 +15,7 @@ from sparsekern.training.config import GrowthName, TrainConfig
 DENSE: Literal["dense"] = "dense"
 MethodName = Literal["dense", GrowthName]
 
-METHOD, DENSITY, SEED = "method", "density", "seed"
+METHOD, DENSITY, SEED, MASK = "method", "density", "seed", "mask"
 # Option of `sparsekern train`: (the axis that is made of it, how that is given).
 OWN_AXES = {
     "growth": (METHOD, "--methods"),
@@ -34,7 +34,7 @@ LONGEST_NAME = 200  # bytes; file systems take 255, and a log has a suffix
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its value on each axis, by the axis's name. A dense run has none of density."""
+    """One run: its value on each axis, by the axis's name. A dense run has none of density and of mask files."""
 
     values: dict[str, str]
 
@@ -65,7 +65,7 @@ def option_words(axis: str, text: str) -> list[str]:
 class Grid:
     """All combinations of the axes' values, over the options of `sparsekern train` that the runs share.
 
-    A dense run does not depend on density: there is one for each combination of the rest.
+    A dense run does not depend on density and mask files: there is one for each combination of the rest.
     """
 
     axes: dict[str, tuple[str, ...]]
@@ -134,7 +134,7 @@ class Grid:
         for texts in itertools.product(*(self.axes[axis] for axis in order)):
             chosen = dict(zip(order, texts, strict=True))
             is_dense = chosen.get(METHOD) == DENSE
-            cell = Cell({axis: chosen[axis] for axis in self.axes if not (is_dense and axis == DENSITY)})
+            cell = Cell({axis: chosen[axis] for axis in self.axes if not (is_dense and axis in (DENSITY, MASK))})
             if len(cell.name.encode()) > LONGEST_NAME:
                 raise ValueError(f"the run {cell.name} has a name of more than {LONGEST_NAME} bytes")
             found[cell.name] = cell

@@ -23,7 +23,7 @@ def recipe_names() -> list[str]:
 def recipe_module(name: str) -> ModuleType:
     """Raises ValueError, listing what there is, for a name that is none."""
     if name not in (known := recipe_names()):
-        raise ValueError(f"recipe {name!r} is not known; expected a run's config.json or one of {', '.join(known)}")
+        raise ValueError(f"recipe {name!r} is not known; expected one of {', '.join(known)}")
     return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
@@ -36,7 +36,10 @@ def load_recipe(name: str) -> TrainConfig:
     if path.is_dir() and (path / "config.json").is_file():
         path /= "config.json"
     if not path.is_file():
-        return recipe_module(name).RECIPE
+        try:
+            return recipe_module(name).RECIPE
+        except ValueError as error:
+            raise ValueError(f"{error}, or the folder or config.json of a run") from error
     try:
         config = TrainConfig.from_dict(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:

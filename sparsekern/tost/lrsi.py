@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.nn import SparseLayer
@@ -118,7 +119,8 @@ def lrsi(
     notes = dict.fromkeys(named.keys() - trained.keys(), f"{_LEFT}is frozen")
     if not trained:
         raise ValueError("model has no parameter that requires a gradient")
-    with _by_batch_statistics(model), torch.enable_grad():
+    # torch's other attention kernels have no second derivative.
+    with _by_batch_statistics(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         scaling = _Scaling(trained, lr, min_scale)
         try:
             norms, losses = scaling.search(model, halves, loss, iterations, eta, gamma)

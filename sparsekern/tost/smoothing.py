@@ -29,16 +29,21 @@ def smoothed_cross_entropy(
     Raises:
         ValueError: an unknown definition, or an eps out of its range.
     """
+    classes = logits.shape[1 if logits.dim() > 1 else 0]
+    check_smoothing(smoothing, over, classes)
+    if over == "others" and smoothing > 0:
+        smoothing = smoothing * classes / (classes - 1)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing, **options)
+
+
+def check_smoothing(smoothing: float, over: str, classes: int) -> None:
+    """Raises ValueError for what `smoothed_cross_entropy` does not take with so many classes."""
     if over not in DEFINITIONS:
         raise ValueError(f"over is {over!r}; expected one of {', '.join(DEFINITIONS)}")
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing is {smoothing!r}; expected a number in [0, 1]")
-    if over == "others" and smoothing > 0:
-        classes = logits.shape[1 if logits.dim() > 1 else 0]
-        if smoothing * classes > classes - 1:
-            raise ValueError(
-                f"smoothing is {smoothing!r} over the others of {classes} classes; expected at most "
-                f"{(classes - 1) / classes:g}, where the target is as likely as they are"
-            )
-        smoothing = smoothing * classes / (classes - 1)
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing, **options)
+    if over == "others" and smoothing > 0 and smoothing * classes > classes - 1:
+        raise ValueError(
+            f"smoothing is {smoothing!r} over the others of {classes} classes; expected at most "
+            f"{(classes - 1) / classes:g}, where the target is as likely as they are"
+        )

@@ -40,10 +40,16 @@ def build_topology(config: SparsityConfig, model: nn.Module, generator: torch.Ge
         model.reset_convolutions()  # the excluded ones, which stay dense
 
 
-def apply_masks(config: SparsityConfig, path: Path, model: nn.Module, generator: torch.Generator) -> Masks:
+def load_masks_for(config: SparsityConfig, path: Path) -> Masks:
+    """The masks in a file, for `config`. Raises FileNotFoundError, or ValueError for another density too."""
     masks = load_masks(path)
     if masks.density != config.density:
         raise ValueError(f"density is {config.density:g}, but the masks in {path} have {masks.density:g}")
+    return masks
+
+
+def apply_masks(config: SparsityConfig, path: Path, model: nn.Module, generator: torch.Generator) -> Masks:
+    masks = load_masks_for(config, path)
     sparse = [row for row, _ in survey_layers(model, config.exclude, plain=True) if row.reason is None]
     for row in sparse:
         if not any(name in masks for name in row.names):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
+from sparsekern.tost.smoothing import check_smoothing
 from sparsekern.training.average import WeightAverage
 from sparsekern.training.build import (
     build_data,
@@ -64,6 +65,7 @@ class Trainer:
         torch.manual_seed(model_seed)
 
         self.data = build_data(config.data).to(self.device, self.dtype)
+        check_smoothing(config.optimizer.label_smoothing, config.optimizer.label_smoothing_over, self.data.classes)
         self.loader = build_loader(config.data, self.data, loader_seed)
         self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
@@ -227,7 +229,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.growth is not None:
                 self.growth.load_state_dict(state["growth"])
-            if state["average"] is not None:
+            if state.get("average") is not None:  # older versions had none
                 average = self.average or self.begin_average()  # later than the run, where there were ghosts
                 average.load_state_dict(state["average"])
             self.loader.load_state_dict(state["loader"])
