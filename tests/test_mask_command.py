@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sparsekern.cli import main
+from sparsekern.commands.train import new_config
 from sparsekern.growth import find_sparse_layers
 from sparsekern.masks import load_masks, magnitude, save_masks
 from sparsekern.training.checkpoint import load_checkpoint
-from sparsekern.training.command import new_config
 from sparsekern.training.config import ModelConfig, RunConfig, SparsityConfig, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.load import load_model
