@@ -100,6 +100,20 @@ def test_what_other_devices_are_given(monkeypatch):
             choice.cuda_products.linear(None)
 
 
+@pytest.mark.skipif(not has_triton, reason="triton is not installed")
+def test_triton_refuses_tensors_on_the_cpu_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer = SparseLinear(4, 3, density=0.5)
+    refusal = r"'triton' cannot take tensors on the CPU.*TRITON_INTERPRET=1"
+    with sparsekern.backend("triton"):
+        with pytest.raises(ValueError, match=refusal):
+            layer(torch.randn(2, 4))
+        with pytest.raises(ValueError, match=refusal), torch.no_grad():
+            layer(torch.randn(2, 4))
+        with pytest.raises(ValueError, match=refusal):
+            sparsekern.backend_of(layer)
+
+
 @pytest.mark.skipif(has_triton, reason="triton is installed")
 def test_triton_that_is_not_installed():
     with pytest.raises(ImportError, match="not installed: pip install"):

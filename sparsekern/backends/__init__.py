@@ -1,1 +1,1 @@
-"""The products: ``cpu`` (C++ kernels), ``triton`` (GPUs) and ``reference`` (plain torch), same signatures; ``choice``."""
+"""The products: ``cpu`` (C++ kernels), ``triton`` (GPUs) and ``reference`` (plain torch); ``choice`` of them."""
