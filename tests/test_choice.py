@@ -19,13 +19,17 @@ has_triton = find_spec("triton") is not None
 def counted(monkeypatch):
     """The calls of the reference's products, by name."""
     calls = []
-    for name in ("linear", "linear_backward", "linear_weight_grad", "conv2d", "conv2d_backward"):
+    twins = {name: getattr(reference, name) for name in ("linear", "linear_backward", "conv2d", "conv2d_backward")}
 
-        def product(*args, name=name, twin=vars(reference)[name]):
+    def counting(name):
+        def product(*args):
             calls.append(name)
-            return twin(*args)
+            return twins[name](*args)
 
-        monkeypatch.setattr(reference, name, product)
+        return product
+
+    for name in twins:
+        monkeypatch.setattr(reference, name, counting(name))
     return calls
 
 
@@ -94,6 +98,20 @@ def test_what_other_devices_are_given(monkeypatch):
             choice.chosen("linear", torch.float32, cuda)
         with pytest.raises(ValueError, match="'cpu' cannot take tensors on cuda"):
             choice.cuda_products.linear(None)
+
+
+@pytest.mark.skipif(not has_triton, reason="triton is not installed")
+def test_triton_refuses_tensors_on_the_cpu_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer = SparseLinear(4, 3, density=0.5)
+    refusal = r"'triton' cannot take tensors on the CPU.*TRITON_INTERPRET=1"
+    with sparsekern.backend("triton"):
+        with pytest.raises(ValueError, match=refusal):
+            layer(torch.randn(2, 4))
+        with pytest.raises(ValueError, match=refusal), torch.no_grad():
+            layer(torch.randn(2, 4))
+        with pytest.raises(ValueError, match=refusal):
+            sparsekern.backend_of(layer)
 
 
 @pytest.mark.skipif(has_triton, reason="triton is installed")

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: run in Triton's interpreter, and compiled for GPUs that are not there."""
+"""The Triton kernels: run in Triton's interpreter, compiled for GPUs that need not be there, and run on one that is."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 TESTS = Path(__file__).parent
 # The interpreter is chosen before triton is imported, and cannot be left: each way has a process of its own.
@@ -30,7 +31,12 @@ def run(name, environment):
 
 
 def test_kernels_in_the_interpreter():
-    run("interpreted_triton.py", {"TRITON_INTERPRET": "1"})
+    run("running_triton.py", {"TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: the kernels are only interpreted here")
+def test_kernels_on_the_gpu():
+    run("running_triton.py", {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
 
 
 def test_kernels_compiled_for_sm_80_and_sm_90(tmp_path):

@@ -1,1 +1,1 @@
-"""The products' implementations: ``cpu`` (C++ kernels) and ``reference`` (plain torch, any device), same signatures."""
+"""The products: ``cpu`` (C++ kernels), ``triton`` (GPUs) and ``reference`` (plain torch); ``choice`` of them."""

@@ -70,6 +70,6 @@ def spmm(x: Tensor, values: Tensor, pointers: Tensor, indices: Tensor, bias: Ten
         EDGES=edges_at_once,
         TOKENS=tokens_at_once,
         num_warps=WARPS,
-        num_stages=1,  # more would make the gathers copies into shared memory that pass the L1 cache by
+        num_stages=1,  # gathers as plain loads: copies into shared memory would pass the L1 cache by
     )
     return y
