@@ -59,6 +59,7 @@ def but_for_time(folder):
 def result(method="static", density=0.05, seed=0, accuracy=0.9, **others):
     counts = dict(steps=10, seconds=2.0, seconds_per_step=0.2, nnz=100, dense_weights=2000, threads=1, torch="2")
     counts |= dict(memory_bytes=1536, dense_memory_bytes=4096, activation_bytes=9, train_accuracy=1.0, test_loss=0.1)
+    counts |= dict(best_dev_test_accuracy=None)
     named = dict(run=f"{method}-{density}-{seed}", method=method, density=density, seed=seed, axes={})
     return Result(**(named | counts | dict(test_accuracy=accuracy, best_test_accuracy=accuracy) | others))
 
@@ -335,6 +336,15 @@ def test_deviation_is_of_a_sample():
     assert mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt((4 + 1 + 9) / 2)))
     assert mean_and_deviation([5.0]) == (5.0, None)
     assert (show_mean([97.0, 98.0]), show_mean([97.126])) == ("97.50 ± 0.71", "97.13")
+
+
+def test_a_table_more_where_images_were_held_out():
+    held_out = [result(seed=seed, best_dev_test_accuracy=0.5 + 0.1 * seed) for seed in (0, 1)]
+    heading = "## At the epoch that is best on the held-out images"
+    page = render(held_out, 2, [])
+    assert page.count("| static | 90.00 ± 0.00 |") == 1
+    assert "| static | 55.00 ± 7.07 |" in page[page.index(heading) : page.index("## Time and storage")]
+    assert heading not in render([*held_out, result(seed=2)], 3, [])
 
 
 def test_accuracy_table():

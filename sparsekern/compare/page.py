@@ -16,7 +16,11 @@ def render(results: Sequence[Result], runs: int, options: Sequence[str]) -> str:
     """The page, from the finished ones of so many runs and the options that all of them share."""
     paragraphs = ["# Comparison", introduction(results, runs)]
     if results:
-        paragraphs += [accuracy_table(results), "## Time and storage", STORAGE, size_table(results)]
+        paragraphs += [accuracy_table(results)]
+        if all(result.best_dev_test_accuracy is not None for result in results):
+            paragraphs += ["## At the epoch that is best on the held-out images"]
+            paragraphs += [accuracy_table(results, "best_dev_test_accuracy")]
+        paragraphs += ["## Time and storage", STORAGE, size_table(results)]
     paragraphs += ["Each run is", f"```\n{shlex.join(['sparsekern', 'train', *options])} ...\n```"]
     paragraphs += ["The figures of each are in [results.csv](results.csv)."]
     return tables.page(paragraphs)
@@ -62,7 +66,7 @@ def densities(results: Sequence[Result]) -> list[float | None]:
     return sorted({result.density for result in results}, key=lambda density: (density is not None, -(density or 0)))
 
 
-def accuracy_table(results: Sequence[Result]) -> str:
+def accuracy_table(results: Sequence[Result], figure: str = "test_accuracy") -> str:
     """A row a method, a column a density. A dense network has one accuracy, which stands in all columns."""
     grouped = groups(results)
     is_uneven = len({len(group) for group in grouped.values()}) > 1
@@ -70,14 +74,14 @@ def accuracy_table(results: Sequence[Result]) -> str:
     rows = []
     for label in dict.fromkeys(result.label for result in results):
         found = [grouped.get((label, density)) or grouped.get((label, None), []) for density in columns]
-        rows.append([label, *(show_accuracy(group, is_uneven) for group in found)])
+        rows.append([label, *(show_accuracy(group, figure, is_uneven) for group in found)])
     return table(["", *(show_density(density) for density in columns)], rows)
 
 
-def show_accuracy(group: Sequence[Result], with_number: bool) -> str:
+def show_accuracy(group: Sequence[Result], figure: str, with_number: bool) -> str:
     if not group:
         return "-"
-    shown = show_mean([100 * result.test_accuracy for result in group])
+    shown = show_mean([100 * getattr(result, figure) for result in group])
     return f"{shown} ({len(group)})" if with_number else shown
 
 

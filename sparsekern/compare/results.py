@@ -30,6 +30,8 @@ class Result:
     """Share of right answers at the end of training."""
     best_test_accuracy: float
     """The highest of any epoch. It is chosen by the test images themselves, and so too high."""
+    best_dev_test_accuracy: float | None
+    """At the epoch that is best on the held-out images; None without any."""
     train_accuracy: float
     test_loss: float
     steps: int
@@ -69,6 +71,7 @@ def read_result(folder: CompareFolder, cell: Cell) -> Result:
         density=None if is_dense else config.sparsity.density,
         seed=config.run.seed,
         axes={axis: text for axis, text in cell.values.items() if axis not in (METHOD, DENSITY, SEED)},
+        best_dev_test_accuracy=None if summary.get("best_dev") is None else summary["best_dev"]["test_accuracy"],
         best_test_accuracy=max(float(row["test_accuracy"]) for row in epochs),
         seconds=sum(float(row["seconds"]) for row in epochs),
         memory_bytes=summary["memory"]["total"],
