@@ -14,34 +14,8 @@ At density 0.02: static 36.6, SNIP 41.7, GraSP 42.3, SynFlow 31.4, lottery ticke
 1.5 and 2 times the epochs (--epochs 300, 400): 56.4, 57.9.
 """
 
-from sparsekern.training.config import (
-    DataConfig,
-    GrowthConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    SparsityConfig,
-    TrainConfig,
-)
+from dataclasses import replace
 
-RECIPE = TrainConfig(
-    model=ModelConfig("resnet", depth=56, shortcut="A"),
-    # Crops of the image padded by 4 black pixels, and mirroring: the set's own defaults.
-    data=DataConfig("cifar100", batch_size=128),
-    # The paper's Erdos-Renyi density counts a convolution's kernel into its inputs; no layer stays dense.
-    sparsity=SparsityConfig(density=0.1, distribution="er"),
-    # Updates every 1000 steps until epoch 120; as many candidates as edges.
-    growth=GrowthConfig("gse-uniform", gamma=1.0, alpha=0.2, interval=1000, end=0.6),
-    optimizer=OptimizerConfig(
-        "sgd",
-        lr=0.1,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-4,
-        decay="all",  # the published code does not leave out biases and norms
-        schedule="multistep",
-        milestones=(0.4, 0.6),  # epochs 80 and 120
-        warmup_epochs=5,
-    ),
-    run=RunConfig(epochs=200),
-)
+from sparsekern.recipes.gse_cifar10_resnet56 import RECIPE as GSE_CIFAR10_RESNET56
+
+RECIPE = replace(GSE_CIFAR10_RESNET56, data=replace(GSE_CIFAR10_RESNET56.data, name="cifar100"))

@@ -11,35 +11,10 @@ Published test accuracy in percent at densities 0.1, 0.05 and 0.02:
     GSE uniform  88.6  88.1  85.1
 """
 
-from sparsekern.training.config import (
-    DataConfig,
-    GrowthConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    SparsityConfig,
-    TrainConfig,
-)
+from dataclasses import replace
 
-RECIPE = TrainConfig(
-    # VGG-16 with a quarter of the channels, and linear layers of 512 units.
-    model=ModelConfig("vgg16", width=16, hidden=512),
-    # Crops of the image padded by 4 black pixels, and mirroring: the set's own defaults.
-    data=DataConfig("cifar10", batch_size=128),
-    # The paper's Erdos-Renyi density counts a convolution's kernel into its inputs; no layer stays dense.
-    sparsity=SparsityConfig(density=0.1, distribution="er"),
-    # Updates every 1000 steps until epoch 120; as many candidates as edges.
-    growth=GrowthConfig("gse-uniform", gamma=1.0, alpha=0.2, interval=1000, end=0.6),
-    optimizer=OptimizerConfig(
-        "sgd",
-        lr=0.1,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-4,
-        decay="all",  # the published code does not leave out biases and norms
-        schedule="multistep",
-        milestones=(0.4, 0.6),  # epochs 80 and 120
-        warmup_epochs=5,
-    ),
-    run=RunConfig(epochs=200),
-)
+from sparsekern.recipes.gse_cifar10_resnet56 import RECIPE as GSE_CIFAR10_RESNET56
+from sparsekern.training.config import ModelConfig
+
+# VGG-16 with a quarter of the channels, and linear layers of 512 units.
+RECIPE = replace(GSE_CIFAR10_RESNET56, model=ModelConfig("vgg16", width=16, hidden=512))

@@ -9,38 +9,8 @@ without it the mask is random. The published accuracies, for each mask and spars
 ingredient is an option of its own: --no-ghost-neurons --no-ghost-skips --no-lrsi --label-smoothing 0 is the baseline.
 """
 
-from sparsekern.training.config import (
-    DataConfig,
-    GrowthConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    SparsityConfig,
-    TostConfig,
-    TrainConfig,
-)
+from dataclasses import replace
 
-RECIPE = TrainConfig(
-    model=ModelConfig("resnet18"),
-    # Accuracy at the epoch that is best on the first 5000 training images, which are not trained on, and at the last.
-    data=DataConfig("tiny-imagenet", batch_size=128, held_out=5000),
-    sparsity=SparsityConfig(density=0.1, distribution="er"),
-    # The mask stays; --growth gse-grabo and the others move its edges under the same ingredients.
-    growth=GrowthConfig("static"),
-    optimizer=OptimizerConfig(
-        "sgd",
-        lr=0.1,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=2e-4,
-        decay="all",  # the published code does not leave out biases and norms
-        schedule="multistep",
-        milestones=(90 / 182, 135 / 182),
-        warmup_epochs=0,
-        label_smoothing=0.1,
-        label_smoothing_over="others",  # 0.9 for the label, 0.1 / (classes - 1) for each other class
-    ),
-    # The paper's ghosts are temporary, without a schedule in its code: here they are gone after half of the run.
-    tost=TostConfig(ghost_neurons=True, ghost_skips=True, lrsi=True),
-    run=RunConfig(epochs=182),
-)
+from sparsekern.recipes.tost_cifar10_resnet18 import RECIPE as TOST_CIFAR10_RESNET18
+
+RECIPE = replace(TOST_CIFAR10_RESNET18, data=replace(TOST_CIFAR10_RESNET18.data, name="tiny-imagenet"))
