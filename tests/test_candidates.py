@@ -35,13 +35,7 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny calls: waking threads for each would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(name, dtype=torch.float64):

@@ -10,17 +10,9 @@ from sparsekern import _C
 from sparsekern.backends import _cpu_conv2d as cpu
 from sparsekern.backends import _reference_conv2d as reference
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Tile elements, work of a thread, bytes of a row tile and of a panel, edges in a panel, in one of lanes, and of a

@@ -28,13 +28,7 @@ from sparsekern.training.memory import measure_memory
 from sparsekern.training.mixing import build_mixing
 from sparsekern.training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_config(**changes):

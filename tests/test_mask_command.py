@@ -26,12 +26,8 @@ MODEL = ModelConfig("resnet", width=4, depth=8)
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def own_folder(one_thread, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(before)
 
 
 def find(method, *options, density="0.1", output="found.st"):

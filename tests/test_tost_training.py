@@ -19,12 +19,7 @@ ALL = {"ghost_neurons": True, "ghost_skips": True, "lrsi": True, "lrsi_iteration
 SMOOTHED = {"warmup_epochs": 0.5, "label_smoothing": 0.1, "label_smoothing_over": "others"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("growth", ["static", "set", "rigl", "gse-grabo"])

@@ -42,12 +42,7 @@ OTHERS = {
 GROWTHS = ("static", "set", "rigl", "gse-uniform", "gse-grabo", "gse-graest")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_config(model="mlp", *, density=0.3, growth="gse-grabo", interval=2, end=1.0, **changes):
