@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from sparsekern.commands.export import export
 from sparsekern.commands.info import info
 from sparsekern.commands.mask import mask
 from sparsekern.commands.recipes import recipes
@@ -17,6 +18,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "mask": ("find the topology that a network begins with: SNIP, GraSP, SynFlow, lottery tickets", mask),
     "recipes": ("list the papers' configurations for train, or show one", recipes),
     "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
+    "export": ("write a trained network for others: dense, CSR, ONNX, torch.export", export),
     "compare": ("train a grid of methods, densities and seeds, and compare", compare),
 }
 

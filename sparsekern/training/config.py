@@ -160,6 +160,8 @@ class SparsityConfig:
     """Name patterns of layers that stay dense, such as 'head*'."""
     mask: Path | None = None
     """File of `sparsekern mask` to begin with; density and exclude are then the file's."""
+    weights: Path | None = None
+    """Checkpoint of the dense network (safetensors, or torch.save's) whose values at the edges the run begins with."""
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -316,7 +318,7 @@ class RunConfig:
                 check_range(name, getattr(self, name), 1)
 
 
-PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"))
+PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"), ("sparsity", "weights"))
 CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin", "root", "workers")
 
 

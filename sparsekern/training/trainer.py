@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsekern.data.images import Split
 from sparsekern.growth import find_sparse_layers
+from sparsekern.masks import load_dense
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
 from sparsekern.tost.smoothing import check_smoothing
 from sparsekern.training.average import WeightAverage
@@ -76,6 +77,8 @@ class Trainer:
             if not config.sparsity.is_dense:
                 generator = torch.Generator().manual_seed(topology_seed)
                 build_topology(config.sparsity, model, generator, restoring=restoring)
+            if config.sparsity.weights is not None and not restoring:
+                load_dense(model, config.sparsity.weights)
         self.model = model
         self.model.to(self.device, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype == torch.float16)
@@ -202,6 +205,7 @@ class Trainer:
         """All that the coming steps depend on."""
         return {
             "config": self.config.to_dict(),
+            "images": [self.data.channels, self.data.size, self.data.classes],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
