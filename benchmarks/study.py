@@ -59,7 +59,7 @@ class Study:
             f"Made by `{self.command}` on {results['date']} at commit {described['commit']} with torch "
             f"{described['versions']['torch']} ({described['processor']}, {described['cores']} cores). Each run, on "
             "one thread, is",
-            f"```\n{results['recipe']} {self.arguments}\n```",
+            f"```text\n{results['recipe']} {self.arguments}\n```",
         ]
 
 

@@ -21,7 +21,7 @@ def render(results: Sequence[Result], runs: int, options: Sequence[str]) -> str:
             paragraphs += ["## At the epoch that is best on the held-out images"]
             paragraphs += [accuracy_table(results, "best_dev_test_accuracy")]
         paragraphs += ["## Time and storage", STORAGE, size_table(results)]
-    paragraphs += ["Each run is", f"```\n{shlex.join(['sparsekern', 'train', *options])} ...\n```"]
+    paragraphs += ["Each run is", f"```text\n{shlex.join(['sparsekern', 'train', *options])} ...\n```"]
     paragraphs += ["The figures of each are in [results.csv](results.csv)."]
     return tables.page(paragraphs)
 
