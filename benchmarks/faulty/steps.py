@@ -92,7 +92,7 @@ def measure(name: str, steps: int, seed: int) -> dict[str, Any]:
 def live_tensors() -> int:
     """How many there are that Python knows of, garbage apart."""
     gc.collect()
-    return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
 
 if __name__ == "__main__":
