@@ -24,6 +24,7 @@ from sparsekern.training.config import (
     RunConfig,
     TrainConfig,
 )
+from sparsekern.training.progress import StopRequest
 from sparsekern.training.run import fit, resume, start
 from sparsekern.training.trainer import Trainer
 
@@ -105,7 +106,7 @@ def test_a_bad_loss_ends_the_run_at_its_step_and_is_not_saved(tmp_path, monkeypa
 
     monkeypatch.setattr(Trainer, "train_step", poisoned_step)
     with pytest.raises(FloatingPointError, match="training loss of step 4 is nan"):
-        fit(trainer, folder, CONSOLE)
+        fit(trainer, folder, CONSOLE, StopRequest())
     assert load_checkpoint(folder.checkpoint)["progress"]["step"] == 2
     with pytest.raises(FloatingPointError, match=r"hold.* not finite.*not saved"):
         folder.save(trainer)
@@ -113,7 +114,7 @@ def test_a_bad_loss_ends_the_run_at_its_step_and_is_not_saved(tmp_path, monkeypa
     assert "training loss of step 4 is nan" in capsys.readouterr().err
     skipping = dataclasses.replace(config, run=dataclasses.replace(config.run, nonfinite="skip"))
     with pytest.warns(UserWarning, match="step 4 is skipped: its loss is not finite"):
-        fit(resume(skipping, folder), folder, CONSOLE)
+        fit(resume(skipping, folder), folder, CONSOLE, StopRequest())
     assert load_checkpoint(folder.checkpoint)["progress"]["step"] == 10
     nonfinite.check_finite(resume(skipping, folder).model)
 

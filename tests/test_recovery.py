@@ -19,7 +19,7 @@ from sparsekern.atomic import remove_unfinished, replace_file
 from sparsekern.commands.train import train
 from sparsekern.data.files import FileLoader, PictureFiles, leave_signals_to_main
 from sparsekern.sealed import as_os_error, save_sealed
-from sparsekern.training import checkpoint
+from sparsekern.training import checkpoint, run
 from sparsekern.training.checkpoint import CheckpointError, DamagedCheckpoint, load_checkpoint, save_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import (
@@ -34,7 +34,7 @@ from sparsekern.training.folder import RunFolder
 from sparsekern.training.load import load_model
 from sparsekern.training.metrics import CsvLog, read_csv
 from sparsekern.training.progress import StopRequest
-from sparsekern.training.run import SAVED_ON_SIGTERM, Stopped, dense_twin, fit, resume, start
+from sparsekern.training.run import SAVED_ON_SIGTERM, Stopped, dense_twin, resume, start
 from sparsekern.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +53,11 @@ def make_config(output, **changes):
     for section, values in changes.items():
         config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
     return config
+
+
+def train_on(trainer, folder):
+    with StopRequest() as stop:
+        run.fit(trainer, folder, CONSOLE, stop)
 
 
 def tree(step):
@@ -83,7 +88,7 @@ def assert_same_end(folder, whole):
 def whole(tmp_path_factory):
     """A run without a break."""
     trainer, folder = start(make_config(tmp_path_factory.mktemp("whole") / "run"))
-    fit(trainer, folder, CONSOLE)
+    train_on(trainer, folder)
     return folder
 
 
@@ -210,7 +215,7 @@ def test_no_run_goes_back_from_a_newer_versions_checkpoint(tmp_path):
 def test_a_network_is_never_loaded_from_an_earlier_checkpoint(tmp_path):
     trainer, folder = start(make_config(tmp_path / "run", run={"save_every": 2, "stop_after": 5}))
     with pytest.raises(Stopped):
-        fit(trainer, folder, CONSOLE)
+        train_on(trainer, folder)
     assert list(folder.checkpoints.earlier()) == [4]
     load_model(folder.path)
     folder.checkpoint.write_bytes(b"damaged")
@@ -241,7 +246,7 @@ def test_a_run_killed_between_epochs_goes_on_to_the_bit(tmp_path, whole, monkeyp
 
     monkeypatch.setattr(Trainer, "train_step", step_or_die)
     with pytest.raises(Killed):
-        fit(trainer, folder, CONSOLE)
+        train_on(trainer, folder)
     monkeypatch.undo()
     assert list(folder.checkpoints.earlier()) == [6]
     torch.rand(3)
@@ -252,7 +257,7 @@ def test_a_run_killed_between_epochs_goes_on_to_the_bit(tmp_path, whole, monkeyp
     else:
         trainer = resume(config, folder)
     assert trainer.step == (6 if damaged else 8)
-    fit(trainer, folder, CONSOLE)
+    train_on(trainer, folder)
     assert_same_end(folder, whole)
 
 
@@ -261,7 +266,7 @@ def test_a_run_killed_between_epochs_goes_on_to_the_bit(tmp_path, whole, monkeyp
 def test_a_signal_in_the_middle_of_a_test_saves_and_stops(tmp_path, monkeypatch, number, split):
     held_out = {"held_out": 150}
     uninterrupted, expected = start(make_config(tmp_path / "whole", data=held_out))
-    fit(uninterrupted, expected, CONSOLE)
+    train_on(uninterrupted, expected)
     config = make_config(tmp_path / "run", data=held_out)
     trainer, folder = start(config)
     batches = type(trainer.data).batches
@@ -273,14 +278,14 @@ def test_a_signal_in_the_middle_of_a_test_saves_and_stops(tmp_path, monkeypatch,
 
     monkeypatch.setattr(type(trainer.data), "batches", batches_and_signal)
     with pytest.raises(Stopped) as stopped:
-        fit(trainer, folder, CONSOLE)
+        train_on(trainer, folder)
     monkeypatch.undo()
     assert stopped.value.code == (SAVED_ON_SIGTERM if number == signal.SIGTERM else 130)
     assert trainer.model.training
     state = load_checkpoint(folder.checkpoint)
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 2 * STEPS)
     assert [row["epoch"] for row in read_csv(folder.metrics.path)] == ["1"]
-    fit(resume(config, folder), folder, CONSOLE)
+    train_on(resume(config, folder), folder)
     assert_same_end(folder, expected)
 
 
@@ -407,7 +412,7 @@ def test_rows_that_a_power_loss_tore_are_cut(tmp_path):
 
 
 def test_faults_kill():
-    found = saving.kill(6, seed=1)
+    found = saving.kill(6, seed=1, width=16)
     assert found["newest_whole_and_right"] == 6
 
 
@@ -425,7 +430,7 @@ def test_faults_kill_can_tell(tmp_path):
 
 
 def test_faults_damage(monkeypatch):
-    found = damage.damage(20, seed=1)
+    found = damage.damage(20, seed=1, width=4)
     assert found["errors"] == found["of"] == 120
     assert set(found["flips"]) | set(found["truncations"]) == {"error, run goes on from the earlier one"}
     assert damage.newer(seed=1)["refused"]

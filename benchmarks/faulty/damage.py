@@ -16,12 +16,12 @@ from sparsekern.training.checkpoint import CheckpointError, load_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 
 
-def damage(flips: int, seed: int) -> dict[str, Any]:
+def damage(flips: int, seed: int, width: int = 64) -> dict[str, Any]:
     """The newest of two checkpoints cut at every 1% of its length, and with one random bit flipped, `flips` times.
 
     Each must be an error that names the file, and a run that resumes must go on from the earlier one, or stop.
     """
-    states = two_states(seed)
+    states = two_states(seed, width)
     draws = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         checkpoints = Checkpoints(Path(name))

@@ -17,7 +17,7 @@ from sparsekern.commands.train import train
 from sparsekern.training.checkpoint import load_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 
-TRAIN = ("--model", "resnet", "--width", "16", "--depth", "8", "--epochs", "4", "--batch-size", "256", "--threads", "1")
+TRAIN = ("--model", "resnet", "--width", "8", "--depth", "8", "--epochs", "3", "--batch-size", "256", "--threads", "1")
 NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=8m none "$0" && exec "$@"')
 
 

@@ -30,30 +30,41 @@ TRAIN = (
 
 
 def interrupt(times: int, ranks: int, seed: int) -> dict[str, Any]:
-    """Interrupts a run `times` times in each of three ways, each a job of its own, and compares how they end.
+    """Interrupts a run at work `times` times in each of three ways, each a job of its own, and compares how they end.
 
     killed: SIGKILL of one rank at a random moment; the job must end with an error within TIMEOUT, and the same command
     finish it. restarted: the same under `--max-restarts=1`; the job must finish by itself. stopped: SIGTERM of the
     process (or, of several, of all of them); it must exit with SAVED_ON_SIGTERM, and the same command finish it. The
     final weights must be those of a run without a break, bit for bit, and so the CSV files but for their times.
+    Interruptions that come too late are made again.
     """
     draws = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, seconds = uninterrupted(folder / "whole", ranks, seed)
-        trials = [
-            {"way": way, **WAYS[way](folder / f"{way}-{number}", whole, ranks, seed, draws.uniform(0, seconds))}
-            for number in range(times)
-            for way in WAYS
-        ]
+        trials: list[dict[str, Any]] = []
+        for way, interrupted in WAYS.items():
+            while hits(trials, way) < times:
+                number = len(trials)
+                if number > 4 * times * len(WAYS):
+                    raise RuntimeError(f"most runs were over before they could be {way}")
+                path = folder / f"{way}-{number}"
+                trials.append({"way": way, **interrupted(path, whole, ranks, seed, draws.uniform(0, seconds))})
+                print(trials[-1], file=sys.stderr, flush=True)
     counts = {
         way: {
             "of": sum(trial["way"] == way for trial in trials),
+            "interrupted_before_their_end": hits(trials, way),
             "as_it_should": sum(trial["ended"] and trial["same"] for trial in trials if trial["way"] == way),
         }
         for way in WAYS
     }
     return {"ranks": ranks, "seconds_of_training": seconds, **counts, "trials": trials}
+
+
+def hits(trials: list[dict[str, Any]], way: str) -> int:
+    """Interruptions that found the run at work."""
+    return sum(trial["hit"] for trial in trials if trial["way"] == way)
 
 
 def uninterrupted(path: Path, ranks: int, seed: int) -> tuple[RunFolder, float]:

@@ -19,13 +19,13 @@ from sparsekern.training.checkpoints import Checkpoints
 KEEP = 3
 
 
-def kill(times: int, seed: int) -> dict[str, Any]:
+def kill(times: int, seed: int, width: int = 64) -> dict[str, Any]:
     """SIGKILL `times` times. Step n saves the first state where n is odd and the second where it is even.
 
     Each time the newest checkpoint must be that of the last finished save or of the one that was going on, and equal
     to what was saved, and the earlier ones too. The next process goes on in the same folder.
     """
-    states = two_states(seed)
+    states = two_states(seed, width)
     draws = random.Random(seed)
     outcomes: Counter[str] = Counter()
     moments: Counter[str] = Counter()

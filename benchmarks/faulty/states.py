@@ -21,10 +21,10 @@ from sparsekern.training.statetree import pack
 from sparsekern.training.trainer import Trainer
 
 
-def config(seed: int, **changes: Any) -> TrainConfig:
+def config(seed: int, width: int, **changes: Any) -> TrainConfig:
     """A small ResNet under GSE with an update at every other step."""
     return TrainConfig(
-        model=ModelConfig("resnet", width=64, depth=8),
+        model=ModelConfig("resnet", width=width, depth=8),
         sparsity=SparsityConfig(density=0.2),
         data=DataConfig(batch_size=128),
         growth=GrowthConfig(interval=2, end=1.0),
@@ -33,9 +33,9 @@ def config(seed: int, **changes: Any) -> TrainConfig:
     )
 
 
-def two_states(seed: int) -> list[dict[str, Any]]:
+def two_states(seed: int, width: int = 64) -> list[dict[str, Any]]:
     """A run's state after its first and after its second step."""
-    trainer = Trainer(config(seed))
+    trainer = Trainer(config(seed, width))
     states = []
     for images, labels in trainer.loader:
         trainer.train_step(images, labels)

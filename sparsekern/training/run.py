@@ -58,11 +58,12 @@ def build(config: TrainConfig, *, restoring: bool = False) -> Trainer:
 
 def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     """Trains to the end, then the dense twin where asked for, and reports. Raises Stopped."""
-    summary = finish(trainer, folder, console)
-    twin_summary = None
-    if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
-        twin, twin_folder = dense_twin(trainer.config, folder)
-        twin_summary = finish(twin, twin_folder, console)
+    with StopRequest() as stop:
+        summary = finish(trainer, folder, console, stop)
+        twin_summary = None
+        if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
+            twin, twin_folder = dense_twin(trainer.config, folder)
+            twin_summary = finish(twin, twin_folder, console, stop)
     print_report(console, summary, twin_summary)
 
 
@@ -80,9 +81,9 @@ def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFold
     return start(twin_config)
 
 
-def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, Any]:
+def finish(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> dict[str, Any]:
     """Trains what is left of a run, draws its plots and returns its summary."""
-    fit(trainer, folder, console)
+    fit(trainer, folder, console, stop)
     summary = summarise(trainer, folder)
     folder.write_summary(summary)
     if trainer.config.run.plots:
@@ -90,16 +91,15 @@ def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, A
     return summary
 
 
-def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
+def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> None:
     """The training loop. Raises Stopped, FloatingPointError, or OSError where the run cannot be saved."""
     config = trainer.config.run
     if (report := trainer.rescale()) is not None:
         tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
-    with StopRequest() as stop, bar:
+    with bar:
         try:
             while trainer.epoch < config.epochs:
-                stop.check()
                 for images, labels in trainer.batches():
                     folder.topology.append(trainer.train_step(images, labels))
                     bar.advance(trainer.step)
