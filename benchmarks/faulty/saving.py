@@ -57,14 +57,10 @@ def kill_one(folder: Path, states: list[dict[str, Any]], before: int, seconds: f
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        checkpoints = Checkpoints(folder)
-        checkpoints.step = before
-        step = before
-        while True:
-            step += 1
-            checkpoints.save(at_step(states[(step + 1) % 2], step), step, KEEP)
-            os.write(writing, b".")
+        try:
+            save_without_pause(folder, states, before, writing)
+        finally:
+            os._exit(1)  # whatever went wrong: the parent's work is not to be done twice
     os.close(writing)
     finished = len(os.read(reading, 1))
     time.sleep(seconds)
@@ -74,6 +70,15 @@ def kill_one(folder: Path, states: list[dict[str, Any]], before: int, seconds: f
         finished += len(more)
     os.close(reading)
     return finished
+
+
+def save_without_pause(folder: Path, states: list[dict[str, Any]], step: int, report: int) -> None:
+    checkpoints = Checkpoints(folder)
+    checkpoints.step = step
+    while True:
+        step += 1
+        checkpoints.save(at_step(states[(step + 1) % 2], step), step, KEEP)
+        os.write(report, b".")
 
 
 def outcome(folder: Path, states: list[dict[str, Any]], finished: int) -> str:
