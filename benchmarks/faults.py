@@ -28,10 +28,11 @@ def run(options: Faults) -> None:
         "jobs": lambda: jobs.interrupt(options.interruptions, options.ranks, options.seed),
     }
     result = report.begin("faults", options)
+    name = "faults" if options.ranks == 1 else f"faults_{options.ranks}_ranks"
     for section in options.sections:
         print(section, file=sys.stderr, flush=True)
         result[section] = measured[section]()
-    name = "faults" if options.ranks == 1 else f"faults_{options.ranks}_ranks"
+        report.save(result, page(result), options.output, name)  # the next one may take an hour
     report.write(result, page(result), options.output, name)
 
 
