@@ -20,6 +20,7 @@ COMMANDS = {
     "updates": ("time of one topology update by the layer's width", options.Updates),
     "digits": ("accuracy on digits of every growth method", options.Digits),
     "tost": ("accuracy on digits of ToST's ingredients", options.Tost),
+    "faults": ("what a run survives: kills, damaged files, a full disk, interruptions", options.Faults),
     "readme": ("copy the measured tables and charts into README.md", options.Readme),
 }
 

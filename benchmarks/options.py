@@ -228,6 +228,32 @@ class Tost:
 
 
 @dataclass(frozen=True)
+class Faults:
+    """What a run survives: SIGKILL while saving, damaged and newer files, a full disk, many steps, interrupted jobs."""
+
+    threads: int = 1
+    """Of torch and of the kernels."""
+    sections: tuple[Literal["kill", "damage", "newer", "disk", "steps", "jobs"], ...] = (
+        *("kill", "damage", "newer", "disk", "steps", "jobs"),
+    )
+    """What to do."""
+    kills: int = 200
+    """kill: times that a saving process is killed."""
+    flips: int = 1000
+    """damage: bits that are flipped, one at a time; truncation is at every 1% always."""
+    steps: int = 20000
+    """steps: training steps, at least 2000."""
+    interruptions: int = 20
+    """jobs: interruptions of each kind."""
+    ranks: int = 1
+    """jobs: processes under torchrun."""
+    seed: int = 0
+    """Of runs and of random moments."""
+    output: Path = RESULTS
+    """Folder of the results."""
+
+
+@dataclass(frozen=True)
 class Readme:
     """Copies measured tables and charts into README.md, between its markers."""
 

@@ -67,6 +67,7 @@ def test_run_leaves_its_folder_and_a_table(whole):
         "metrics.csv",
         "topology.csv",
         "checkpoint.safetensors",
+        "checkpoint-22.safetensors",
         "summary.json",
         "accuracy.png",
         "density.png",

@@ -21,6 +21,8 @@ from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.topology import load_masks_for, sparsity_of_mask
 from sparsekern.training.trainer import Trainer
 
+AUTO = Path("auto")
+
 
 @dataclass(frozen=True)
 class Arguments(TrainConfig):
@@ -31,14 +33,18 @@ class Arguments(TrainConfig):
     """
 
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a run to go on with, bit for bit, under its own configuration."""
+    """Folder of a run to go on with, bit for bit, under its own configuration. Or "auto": the same command begins the
+    run in --output and, once that holds a checkpoint, goes on with it."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from a paper's configuration (`sparsekern recipes` lists them) or from a run's config.json; the other
     options change it."""
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns its exit code: 0, 1 for what cannot be done, 128 + signal where one stopped it."""
+    """Runs the command. Returns its exit code: 0 when finished or at --stop-after, 1 for what cannot be done.
+
+    Saved and stopped by SIGTERM it is 75 (SAVED_ON_SIGTERM), by Ctrl-C 130.
+    """
     console = Console()
     try:
         trainer, folder = prepare(arguments)
@@ -52,7 +58,7 @@ def train(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         tell(console, f"{stopped}\n  sparsekern train --resume {folder.path}")
         return stopped.code
-    except (FloatingPointError, DataError) as error:
+    except (FloatingPointError, DataError, OSError) as error:
         return fail(error)
     return 0
 
@@ -63,20 +69,38 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     path = ahead.resume
     if path is None:
         return start(new_config(arguments))
+    if path == AUTO:
+        return start_or_resume(new_config(arguments))
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
     saved = folder.load_config()
     config = parse(arguments, saved)
+    check_same(config, saved)
+    if config.run.output != saved.run.output:
+        raise ValueError(f"--resume goes on in {path}; it takes no --output")
+    return resume(config, folder), folder
+
+
+def start_or_resume(config: TrainConfig) -> tuple[Trainer, RunFolder]:
+    """What a job's command does each time it is started: the run in its --output, or a new one there."""
+    if config.run.output is None:
+        raise ValueError("--resume auto needs --output, the folder where the run is or will be")
+    folder = RunFolder(config.run.output)
+    if not folder.checkpoints.exist():
+        folder.clear_unsaved()
+        return start(config)
+    check_same(config, folder.load_config())
+    return resume(config, folder), folder
+
+
+def check_same(config: TrainConfig, saved: TrainConfig) -> None:
     if differences := config.differences(saved):
         option, (asked, kept) = next(iter(differences.items()))
         raise ValueError(
             f"--resume goes on under the run's own configuration, where {option} is {kept!r}, not {asked!r}; "
             f"only {', '.join(CHANGEABLE_ON_RESUME)} may change"
         )
-    if config.run.output != saved.run.output:
-        raise ValueError(f"--resume goes on in {path}; it takes no --output")
-    return resume(config, folder), folder
 
 
 def new_config(arguments: Sequence[str]) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sparsekern.atomic import remove_unfinished
 from sparsekern.compare.grid import Cell, Grid
 from sparsekern.training.folder import RunFolder, write_json
 
@@ -62,8 +63,7 @@ class CompareFolder:
             self.check_same(grid, saved)
             cells = [*old, *(cell for cell in cells if cell not in old)]
         content = {"axes": grid.axes, "options": grid.options, "runs": [cell.values for cell in cells]}
-        for unfinished in self.path.glob(".*.tmp"):
-            unfinished.unlink()
+        remove_unfinished(self.path)
         write_json(self.grid, content)
         for name in ("runs", "logs"):
             (self.path / name).mkdir(exist_ok=True)

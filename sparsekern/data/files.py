@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,15 @@ Samples = Sequence[tuple[str, int]]
 Transform = Callable[[Any], Any]
 # A sample's place in its set, and the seed of its augmentation; None for none.
 Key = tuple[int, int | None]
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """Schedulers and terminals send a signal to all processes of a job, and it is the main one that acts on it.
+
+    It would fail if its workers were gone. A second SIGTERM ends a worker, as torch does with one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class PictureFiles(Dataset[tuple[Tensor, int]]):
@@ -100,6 +110,7 @@ class FileLoader:
             batch_sampler=self.keys,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=leave_signals_to_main,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or each start would draw from the run's own
         )
@@ -204,7 +215,11 @@ class FileSet:
         keys: list[Key] = [(index, None) for index in range(len(samples))]
         groups = [keys[start : start + size] for start in range(0, len(keys), size)]
         loader = DataLoader(
-            images, batch_sampler=groups, num_workers=min(self.workers, len(groups)), generator=torch.Generator()
+            images,
+            batch_sampler=groups,
+            num_workers=min(self.workers, len(groups)),
+            worker_init_fn=leave_signals_to_main,
+            generator=torch.Generator(),
         )
         for some, labels in loader:
             yield self.prepare(some), labels.to(self.device)

@@ -74,8 +74,9 @@ class Growth:
     tensors of the parameter's shape); those of grown edges start at 0.
 
     A layer that backward did not reach is left alone. So is, with a warning, one whose candidates' gradient
-    is not finite. If the optimizer did not step, the candidates are dropped and the update is made at the
-    next real step.
+    is not finite. A weight that is NaN counts as smaller than any other, and so goes first. A row or column
+    that lost its edges may get some again; a layer without any edge has none to replace. If the optimizer did
+    not step, the candidates are dropped and the update is made at the next real step.
 
     Args:
         model: the model whose sparse layers change. Layers with a frozen weight are left out.

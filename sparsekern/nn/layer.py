@@ -18,6 +18,8 @@ Watcher = Callable[["SparseLayer", Tensor, Tensor], None]
 class SparseLayer(nn.Module):
     """A layer whose weight is a sparse matrix of ``rows`` x ``columns``.
 
+    Any topology is allowed: an output without edges is its bias, an input without edges has gradient 0.
+
     Attributes:
         weight: Parameter (nnz,), the value of each edge in stored order: by column, then by row.
         bias: Parameter (rows,) or None.

@@ -23,8 +23,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit; the message says why."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A file that is truncated, damaged or no checkpoint at all: an earlier one may do in its place."""
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a tree of dicts, lists, tuples, tensors and plain values. An old file stays whole until the new one is."""
+    """Writes a tree of dicts, lists, tuples, tensors and plain values. An old file stays whole until the new one is.
+
+    Raises OSError where the file cannot be written, TypeError for what cannot be saved.
+    """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(pack(state, tensors))
     save_sealed(path, FORMAT, VERSION, tree, tensors)
@@ -33,7 +40,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote, tensors on the CPU.
 
-    Raises FileNotFoundError, or CheckpointError for a file that is truncated, damaged, of another kind or newer.
+    Raises FileNotFoundError, CheckpointError for a newer file, DamagedCheckpoint for any other that cannot be read.
     """
-    tree, tensors = load_sealed(path, FORMAT, VERSION, CheckpointError)
+    tree, tensors = load_sealed(path, FORMAT, VERSION, CheckpointError, DamagedCheckpoint)
     return unpack(json.loads(tree), tensors)

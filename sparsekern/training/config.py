@@ -34,6 +34,7 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 SmoothingName = Literal["all", "others"]
 NeuronName = Literal["swish", "gelu", "mish", "elu", "softplus"]
 BranchName = Literal["sparse", "free"]
+NonFiniteName = Literal["stop", "skip"]
 
 MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mlp": ("width", "depth"),
@@ -302,6 +303,12 @@ class RunConfig:
     """New folder of the run; by default runs/[DATA-]MODEL-GROWTH-DENSITY-SEED, numbered where that exists."""
     checkpoint_every: int = 1
     """Epochs between checkpoints. The last step and an interruption are always saved."""
+    save_every: int | None = None
+    """Steps between checkpoints, beside those at epochs' ends."""
+    keep: int = 2
+    """Checkpoints that stay: the newest and the last ones before it, from which a damaged one is recovered."""
+    nonfinite: NonFiniteName = "stop"
+    """A step whose loss is infinite or NaN ends the run or is skipped, leaving no trace but a warning."""
     stop_after: int | None = None
     """Save and stop when this many steps of the run are done; --resume goes on from there."""
     plots: bool = True
@@ -313,13 +320,18 @@ class RunConfig:
         check_choice("dtype", self.dtype, DtypeName)
         check_range("epochs", self.epochs, 1)
         check_range("checkpoint_every", self.checkpoint_every, 1)
-        for name in ("threads", "stop_after"):
+        check_range("keep", self.keep, 1)
+        check_choice("nonfinite", self.nonfinite, NonFiniteName)
+        for name in ("threads", "stop_after", "save_every"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1)
 
 
 PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"), ("sparsity", "weights"))
-CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin", "root", "workers")
+CHANGEABLE_ON_RESUME = (
+    *("device", "threads", "checkpoint_every", "save_every", "keep", "nonfinite", "stop_after"),
+    *("plots", "twin", "root", "workers"),
+)
 
 
 @dataclass(frozen=True)

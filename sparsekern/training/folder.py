@@ -1,4 +1,4 @@
-"""A run's folder: config.json, checkpoint.safetensors, metrics.csv, topology.csv, summary.json and the plots."""
+"""A run's folder: config.json, checkpoints, metrics.csv, topology.csv, summary.json and the plots."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sparsekern.atomic import replace_file
+from sparsekern.atomic import remove_unfinished, replace_file, sync
 from sparsekern.growth import LayerUpdate
-from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from sparsekern.training.checkpoint import CheckpointError, load_checkpoint
+from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.metrics import CsvLog
+from sparsekern.training.nonfinite import check_finite
 from sparsekern.training.trainer import Trainer
 
 METRICS = (
@@ -36,7 +38,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.json"
-        self.checkpoint = path / "checkpoint.safetensors"
+        self.checkpoints = Checkpoints(path)
+        self.checkpoint = self.checkpoints.newest
         self.summary = path / "summary.json"
         self.metrics = CsvLog(path / "metrics.csv", METRICS)
         self.topology = CsvLog(path / "topology.csv", TOPOLOGY)
@@ -54,6 +57,12 @@ class RunFolder:
         write_json(folder.config, config.to_dict())
         return folder
 
+    def clear_unsaved(self) -> None:
+        """Makes the folder of a run that was killed before its first checkpoint empty again."""
+        remove_unfinished(self.path)
+        if not self.checkpoints.exist():
+            self.config.unlink(missing_ok=True)
+
     def load_config(self) -> TrainConfig:
         """Raises FileNotFoundError where there is no run, ValueError for a config.json that cannot be read."""
         if not self.config.is_file():
@@ -64,21 +73,28 @@ class RunFolder:
             raise ValueError(f"{self.config} cannot be read: {error}") from error
 
     def save(self, trainer: Trainer) -> None:
-        save_checkpoint(self.checkpoint, trainer.state_dict())
+        """Raises OSError where it cannot, FloatingPointError for weights that are not finite.
+
+        The newest checkpoint then is what it was.
+        """
+        check_finite(trainer.model)
+        for log in (self.metrics, self.topology):  # what the checkpoint says was done is then on record too
+            if log.path.exists():
+                sync(log.path)
+        self.checkpoints.save(trainer.state_dict(), trainer.step, trainer.config.run.keep)
 
     def load(self, trainer: Trainer) -> None:
-        """Brings `trainer` to the checkpoint. Raises FileNotFoundError or CheckpointError."""
-        state = load_checkpoint(self.checkpoint)
-        try:
-            trainer.load_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoint} cannot be used: {error}") from error
+        """Brings `trainer` to the newest checkpoint, and no other. Raises FileNotFoundError or CheckpointError."""
+        take(trainer, self.checkpoint, load_checkpoint(self.checkpoint))
 
     def restore(self, trainer: Trainer) -> None:
-        """Loads `trainer`, cuts the CSVs back to its step and removes what a killed save left."""
-        self.load(trainer)
-        for unfinished in self.path.glob(".*.tmp"):
-            unfinished.unlink()
+        """Brings `trainer` to the newest checkpoint that can be read, and the CSVs back to its step.
+
+        Removes what a killed save left. Warns where an earlier checkpoint stands in for a damaged one. Raises
+        FileNotFoundError or CheckpointError.
+        """
+        take(trainer, *self.checkpoints.find())
+        remove_unfinished(self.path)
         self.metrics.cut(trainer.step)
         self.topology.cut(trainer.step)
 
@@ -87,6 +103,13 @@ class RunFolder:
 
     def load_summary(self) -> dict[str, Any]:
         return json.loads(self.summary.read_text())
+
+
+def take(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
+    try:
+        trainer.load_state_dict(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
 def unused(path: Path) -> Path:

@@ -11,7 +11,7 @@ from sparsekern.atomic import replace_file
 
 
 class CsvLog:
-    """A CSV file with a header; every row has a `step` and is on disk when `append` returns."""
+    """A CSV file with a header; every row has a `step` and has left this process when `append` returns."""
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path, self.columns = path, columns
@@ -30,8 +30,8 @@ class CsvLog:
     def cut(self, step: int) -> None:
         """Removes the rows after `step`: what a run wrote after the checkpoint that it now resumes from."""
         if self.path.exists():
-            # A row cut short by a kill has fields that are None.
-            whole = [row for row in read_csv(self.path) if None not in row.values()]
+            # A row cut short by a kill has fields that are None; a power loss can leave anything in the last ones.
+            whole = [row for row in read_csv(self.path) if None not in row.values() and row["step"].isdecimal()]
             kept = [row for row in whole if int(row["step"]) <= step]
             replace_file(self.path, lambda aside: CsvLog(aside, self.columns).append(kept))
 
@@ -40,5 +40,5 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows, as text by column; none where there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", errors="replace") as file:
+        return list(csv.DictReader(line.replace("\0", "") for line in file))

@@ -62,6 +62,10 @@ class ProgressBar:
             self.console.print(f"epoch {epoch}/{self.epochs}  {numbers}", highlight=False)
 
 
+class StopAsked(Exception):
+    """A signal asks to stop, and the caller is where that can be done."""
+
+
 class StopRequest:
     """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one acts."""
 
@@ -78,6 +82,11 @@ class StopRequest:
     def restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises StopAsked once a signal has come."""
+        if self.signal is not None:
+            raise StopAsked
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import Any
 
 import torch
@@ -11,13 +12,19 @@ from rich.console import Console
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.plots import draw_plots
-from sparsekern.training.progress import ProgressBar, StopRequest, tell
+from sparsekern.training.progress import ProgressBar, StopAsked, StopRequest, tell
 from sparsekern.training.report import print_report, summarise
 from sparsekern.training.trainer import Trainer
 
+# sysexits.h's EX_TEMPFAIL, "to be tried again": a process that SIGTERM killed unsaved shows as 143.
+SAVED_ON_SIGTERM = 75
+
 
 class Stopped(Exception):
-    """The run was saved and stopped before its end: by a signal (`code` 128 + its number) or by stop_after (0)."""
+    """The run was saved and stopped before its end.
+
+    `code` is the exit code: SAVED_ON_SIGTERM, 130 after Ctrl-C, as shells expect of it, 0 at stop_after.
+    """
 
     def __init__(self, trainer: Trainer, code: int) -> None:
         super().__init__(f"stopped at step {trainer.step} of {trainer.total_steps}; all is saved. To go on:")
@@ -51,11 +58,12 @@ def build(config: TrainConfig, *, restoring: bool = False) -> Trainer:
 
 def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     """Trains to the end, then the dense twin where asked for, and reports. Raises Stopped."""
-    summary = finish(trainer, folder, console)
-    twin_summary = None
-    if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
-        twin, twin_folder = dense_twin(trainer.config, folder)
-        twin_summary = finish(twin, twin_folder, console)
+    with StopRequest() as stop:
+        summary = finish(trainer, folder, console, stop)
+        twin_summary = None
+        if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
+            twin, twin_folder = dense_twin(trainer.config, folder)
+            twin_summary = finish(twin, twin_folder, console, stop)
     print_report(console, summary, twin_summary)
 
 
@@ -67,14 +75,15 @@ def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFold
         sparsity=dataclasses.replace(config.sparsity, dense=True),
         run=dataclasses.replace(config.run, twin=False, output=twin_folder.path, stop_after=None),
     )
-    if twin_folder.checkpoint.exists():
+    if twin_folder.checkpoints.exist():
         return resume(twin_config, twin_folder), twin_folder
+    twin_folder.clear_unsaved()
     return start(twin_config)
 
 
-def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, Any]:
+def finish(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> dict[str, Any]:
     """Trains what is left of a run, draws its plots and returns its summary."""
-    fit(trainer, folder, console)
+    fit(trainer, folder, console, stop)
     summary = summarise(trainer, folder)
     folder.write_summary(summary)
     if trainer.config.run.plots:
@@ -82,22 +91,34 @@ def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, A
     return summary
 
 
-def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
-    """The training loop."""
+def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> None:
+    """The training loop. Raises Stopped, FloatingPointError, or OSError where the run cannot be saved."""
     config = trainer.config.run
     if (report := trainer.rescale()) is not None:
         tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
-    with StopRequest() as stop, bar:
-        while trainer.epoch < config.epochs:
-            for images, labels in trainer.loader:
-                folder.topology.append(trainer.train_step(images, labels))
-                bar.advance(trainer.step)
-                if stop.signal is not None or trainer.step == config.stop_after:
+    with bar:
+        try:
+            while trainer.epoch < config.epochs:
+                for images, labels in trainer.batches():
+                    folder.topology.append(trainer.train_step(images, labels))
+                    bar.advance(trainer.step)
+                    stop.check()
+                    if trainer.step == config.stop_after:
+                        raise StopAsked
+                    if config.save_every is not None and trainer.step % config.save_every == 0:
+                        folder.save(trainer)
+                metrics = trainer.finish_epoch(stop.check)
+                folder.metrics.append([metrics])
+                bar.show_epoch(metrics)
+                if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                     folder.save(trainer)
-                    raise Stopped(trainer, code=0 if stop.signal is None else 128 + stop.signal)
-            metrics = trainer.finish_epoch()
-            folder.metrics.append([metrics])
-            bar.show_epoch(metrics)
-            if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
-                folder.save(trainer)
+        except StopAsked:
+            folder.save(trainer)
+            raise Stopped(trainer, exit_code(stop.signal)) from None
+
+
+def exit_code(number: signal.Signals | None) -> int:
+    if number is None:
+        return 0
+    return SAVED_ON_SIGTERM if number == signal.SIGTERM else 128 + number

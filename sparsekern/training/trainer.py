@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from sparsekern.training.build import (
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
+from sparsekern.training.nonfinite import NonFinite
 from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
@@ -47,7 +48,7 @@ class Totals:
 
 
 class Trainer:
-    """Builds all that `config` names. The caller iterates `loader`, calls `train_step` and ends epochs.
+    """Builds all that `config` names. The caller iterates `batches`, calls `train_step` and ends epochs.
 
     Args:
         config: of the run.
@@ -92,24 +93,40 @@ class Trainer:
         if config.optimizer.ema and self.tost is None:
             self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
+        self.nonfinite = NonFinite(config.run.nonfinite)
         self.epoch, self.step, self.totals = 0, 0, Totals()
+        self.awaits_test = False  # the epoch's batches have been taken, and the loader has begun the next epoch
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of this epoch; none where it has only its test left."""
+        if not self.awaits_test:
+            yield from self.loader
+            self.awaits_test = True
 
     def train_step(self, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-        """One optimizer step. Returns a row a layer if the topology changed."""
+        """One optimizer step. Returns a row a layer if the topology changed.
+
+        Raises FloatingPointError for a loss that is not finite, as the run's `nonfinite` says (`NonFinite`).
+        """
         started = time.perf_counter()
         options = self.config.optimizer
         images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels, self.step)
+        self.nonfinite.begin(self.model)
         logits = self.predict(images)
         loss = smoothed_cross_entropy(logits, targets, options.label_smoothing, options.label_smoothing_over)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        if options.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.trained(), options.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model)
+        number, is_made = self.step + 1, False
+        if self.nonfinite.admits_loss(loss, number):
+            self.scaler.scale(loss).backward()
+            is_made = self.nonfinite.admits_gradients(self.trained(), number, scaled=self.scaler.is_enabled())
+        if is_made:
+            if options.clip:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.trained(), options.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update(self.model)
         updates = [] if self.growth is None else self.growth.step()
         if self.tost is not None:
             self.tost.step()
@@ -117,11 +134,14 @@ class Trainer:
                 self.begin_average()
         self.scheduler.step()
         self.step += 1
-        self.totals.loss += loss.item() * len(images)
-        # Of a mixed image, the class that most of it is from.
-        classes = targets if targets.dim() == 1 else targets.argmax(dim=1)
-        self.totals.correct += int((logits.argmax(dim=1) == classes).sum())
-        self.totals.images += len(images)
+        if is_made:
+            value = loss.item()
+            self.nonfinite.check(value, self.step)
+            self.totals.loss += value * len(images)
+            # Of a mixed image, the class that most of it is from.
+            classes = targets if targets.dim() == 1 else targets.argmax(dim=1)
+            self.totals.correct += int((logits.argmax(dim=1) == classes).sum())
+            self.totals.images += len(images)
         self.totals.replaced += sum(update.replaced for update in updates)
         self.totals.seconds += time.perf_counter() - started
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
@@ -163,21 +183,23 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
-    def finish_epoch(self) -> dict[str, Any]:
-        """Tests the model and returns the epoch's row of metrics. Raises FloatingPointError if the loss diverged."""
-        totals, self.totals = self.totals, Totals()
+    def finish_epoch(self, interrupt: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Tests the model and returns the epoch's row of metrics.
+
+        `interrupt` is called between the batches of the test; what it raises leaves the epoch unfinished, and its test
+        to be made anew. Raises FloatingPointError for an epoch whose steps were all skipped.
+        """
+        totals = self.totals
+        if not totals.images:
+            raise FloatingPointError(f"all steps of epoch {self.epoch + 1} were skipped: none had a finite loss")
+        dev_loss, dev_accuracy = self.evaluate("dev", interrupt) if self.data.has_dev else ("", "")
+        test_loss, test_accuracy = self.evaluate("test", interrupt)
+        self.totals, self.awaits_test = Totals(), False
         self.epoch += 1
-        loss = totals.loss / totals.images
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss of epoch {self.epoch} is {loss}: the run diverged; try a lower --lr or a warm-up"
-            )
-        dev_loss, dev_accuracy = self.evaluate("dev") if self.data.has_dev else ("", "")
-        test_loss, test_accuracy = self.evaluate()
         return {
             "step": self.step,
             "epoch": self.epoch,
-            "loss": loss,
+            "loss": totals.loss / totals.images,
             "train_accuracy": totals.correct / totals.images,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
@@ -189,15 +211,18 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def evaluate(self, split: Split = "test") -> tuple[float, float]:
-        """(mean loss, share of right answers) over the test or the dev images."""
+    def evaluate(self, split: Split = "test", interrupt: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """(mean loss, share of right answers) over the test or the dev images; `interrupt` as for `finish_epoch`."""
         model = self.evaluated
         was_training = model.training
         model.eval()
-        batches = [
-            (self.predict(images, model), labels) for images, labels in self.data.batches(split, EVALUATION_BATCH)
-        ]
-        model.train(was_training)
+        batches = []
+        try:
+            for images, labels in self.data.batches(split, EVALUATION_BATCH):
+                interrupt()
+                batches.append((self.predict(images, model), labels))
+        finally:
+            model.train(was_training)
         logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return F.cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).double().mean().item()
 
@@ -215,7 +240,13 @@ class Trainer:
             "tost": None if self.tost is None else self.tost.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": rng_state(self.device),
-            "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals)},
+            "progress": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "totals": asdict(self.totals),
+                "awaits_test": self.awaits_test,
+                "skipped_in_a_row": self.nonfinite.in_a_row,
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -242,6 +273,8 @@ class Trainer:
         set_rng_state(self.device, state["rng"])
         progress = state["progress"]
         self.epoch, self.step, self.totals = progress["epoch"], progress["step"], Totals(**progress["totals"])
+        self.awaits_test = progress.get("awaits_test", False)  # older versions had none of these
+        self.nonfinite.in_a_row = progress.get("skipped_in_a_row", 0)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,223 @@
+"""Jobs under torchrun whose ranks are killed or told to stop, and started again by the same command."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.fresh import ROOT
+from sparsekern.training.checkpoint import load_checkpoint
+from sparsekern.training.folder import RunFolder
+from sparsekern.training.metrics import read_csv
+from sparsekern.training.run import SAVED_ON_SIGTERM
+
+TIMEOUT = 60.0  # seconds in which a job whose rank was killed must have ended
+LONGEST = 300.0
+TRAIN = (
+    *("--model", "resnet", "--width", "8", "--depth", "8", "--epochs", "12", "--batch-size", "64"),
+    *("--growth", "gse-graest", "--interval", "5", "--end", "1", "--threads", "1", "--save-every", "7", "--no-plots"),
+)
+
+
+def interrupt(times: int, ranks: int, seed: int) -> dict[str, Any]:
+    """Interrupts a run at work `times` times in each of three ways, each a job of its own, and compares how they end.
+
+    killed: SIGKILL of one rank at a random moment; the job must end with an error within TIMEOUT, and the same command
+    finish it. restarted: the same under `--max-restarts=1`; the job must finish by itself. stopped: SIGTERM of the
+    process (or, of several, of all of them); it must exit with SAVED_ON_SIGTERM, and the same command finish it. The
+    final weights must be those of a run without a break, bit for bit, and so the CSV files but for their times.
+    Interruptions that come too late are made again.
+    """
+    draws = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole, seconds = uninterrupted(folder / "whole", ranks, seed)
+        trials: list[dict[str, Any]] = []
+        for way, interrupted in WAYS.items():
+            while hits(trials, way) < times:
+                number = len(trials)
+                if number > 4 * times * len(WAYS):
+                    raise RuntimeError(f"most runs were over before they could be {way}")
+                path = folder / f"{way}-{number}"
+                trials.append({"way": way, **interrupted(path, whole, ranks, seed, draws.uniform(0, seconds))})
+                print(trials[-1], file=sys.stderr, flush=True)
+    counts = {
+        way: {
+            "of": sum(trial["way"] == way for trial in trials),
+            "interrupted_before_their_end": hits(trials, way),
+            "as_it_should": sum(trial["ended"] and trial["same"] for trial in trials if trial["way"] == way),
+        }
+        for way in WAYS
+    }
+    return {"ranks": ranks, "seconds_of_training": seconds, **counts, "trials": trials}
+
+
+def hits(trials: list[dict[str, Any]], way: str) -> int:
+    """Interruptions that found the run at work."""
+    return sum(trial["hit"] for trial in trials if trial["way"] == way)
+
+
+def uninterrupted(path: Path, ranks: int, seed: int) -> tuple[RunFolder, float]:
+    """A run without a break, and how long it trained, from its first checkpoint on."""
+    job = Job(path, ranks, seed)
+    job.wait_for_checkpoint()
+    started = time.monotonic()
+    if (code := job.wait(LONGEST)) != 0:
+        raise RuntimeError(f"the run without a break ended with exit code {code}: {job.log()}")
+    return RunFolder(path), time.monotonic() - started
+
+
+class Job:
+    """torchrun with `ranks` processes of `sparsekern train` that begin or continue the run at `path`.
+
+    With one rank and no restarts, the command itself.
+    """
+
+    def __init__(self, path: Path, ranks: int, seed: int, restarts: int | None = None) -> None:
+        self.path, self.log_path = path, path.with_suffix(".log")
+        words = ["-m", "sparsekern", "train", *TRAIN, "--seed", str(seed), "--output", str(path), "--resume", "auto"]
+        if ranks > 1 or restarts is not None:
+            launcher = ["--nnodes=1", f"--nproc-per-node={ranks}", f"--max-restarts={restarts or 0}"]
+            launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]  # a free port
+            words = ["-m", "torch.distributed.run", *launcher, *words]
+        with self.log_path.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code, or None where it does not end; it is then killed."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            return None
+
+    def wait_for_checkpoint(self) -> None:
+        deadline = time.monotonic() + LONGEST
+        while not RunFolder(self.path).checkpoints.exist() and self.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no checkpoint after {LONGEST:g} s: {self.log()}")
+            time.sleep(0.02)
+
+    def workers(self) -> list[int]:
+        """Processes that train: the job's own where it has no launcher."""
+        return [pid for pid in family(self.process.pid) if b"sparsekern\0train" in command(pid)]
+
+    def signal_workers(self, number: signal.Signals, draw: random.Random | None = None) -> bool:
+        """Sends a signal to all, or to one of them. False where none is there any more."""
+        found = [pid for pid in self.workers() if b"torch.distributed.run" not in command(pid)]
+        if draw is not None and found:
+            found = [draw.choice(found)]
+        for pid in found:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                return False
+        return bool(found)
+
+    def log(self) -> str:
+        return self.log_path.read_text()[-2000:]
+
+
+def kill(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
+    """SIGKILL of a rank, `seconds` after the first checkpoint."""
+    job = Job(path, ranks, seed)
+    job.wait_for_checkpoint()
+    time.sleep(seconds)
+    hit = job.signal_workers(signal.SIGKILL, random.Random(seconds))
+    started = time.monotonic()
+    code = job.wait(TIMEOUT)
+    took = time.monotonic() - started
+    ended = code is not None and (code != 0) == hit
+    return {"hit": hit, "code": code, "seconds_to_end": took, "ended": ended, **finish(path, whole, ranks, seed)}
+
+
+def restart(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
+    """SIGKILL of a rank; torchrun starts all of them again."""
+    job = Job(path, ranks, seed, restarts=1)
+    job.wait_for_checkpoint()
+    time.sleep(seconds)
+    hit = job.signal_workers(signal.SIGKILL, random.Random(seconds))
+    code = job.wait(LONGEST)
+    return {"hit": hit, "code": code, "ended": code == 0, **compare(path, whole)}
+
+
+def stop(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
+    """SIGTERM of all ranks."""
+    job = Job(path, ranks, seed)
+    job.wait_for_checkpoint()
+    time.sleep(seconds)
+    hit = job.signal_workers(signal.SIGTERM)
+    code = job.wait(TIMEOUT)
+    # torchrun has an exit code of its own for workers that ended with one.
+    expected = {0, SAVED_ON_SIGTERM} if ranks == 1 else {0, 1}
+    return {"hit": hit, "code": code, "ended": code in expected, **finish(path, whole, ranks, seed)}
+
+
+WAYS = {"killed": kill, "restarted": restart, "stopped": stop}
+
+
+def finish(path: Path, whole: RunFolder, ranks: int, seed: int) -> dict[str, Any]:
+    code = Job(path, ranks, seed).wait(LONGEST)
+    return {"code_of_the_restart": code, **compare(path, whole)}
+
+
+def compare(path: Path, whole: RunFolder) -> dict[str, Any]:
+    """Whether a finished run's weights, optimizer state and CSVs are those of another, times apart."""
+    mine, theirs = RunFolder(path), whole
+    if not mine.summary.exists():
+        return {"same": False}
+    states = [load_checkpoint(folder.checkpoint) for folder in (mine, theirs)]
+    parts = [equal(states[0][part], states[1][part]) for part in ("model", "optimizer", "scheduler", "growth", "rng")]
+    logs = [
+        [{key: value for key, value in row.items() if key != "seconds"} for row in read_csv(log.path)]
+        for folder in (mine, theirs)
+        for log in (folder.metrics, folder.topology)
+    ]
+    return {"same": all(parts) and logs[:2] == logs[2:]}
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+def family(process: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield process
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            yield from family(int(child))
+
+
+def command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
