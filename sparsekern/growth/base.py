@@ -292,11 +292,11 @@ class Growth:
         with torch.autocast(x.device.type, enabled=False):
             proposal = self._proposals.get(name)
             if proposal is None:
-                proposal = self._proposals[name] = self._propose(name, x, grad)
-            if proposal.candidates is None:
-                return
-            scores = layer.weight_grad_at(grad, x, proposal.candidates)
-        proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
+                proposal = self._propose(name, x, grad)
+            if proposal.candidates is not None:
+                scores = layer.weight_grad_at(grad, x, proposal.candidates)
+                proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
+        self._proposals[name] = proposal  # whole: never candidates whose gradient found no memory
 
     def _propose(self, name: str, x: Tensor, grad: Tensor) -> _Proposal:
         layer = self.layers[name]

@@ -15,6 +15,7 @@ from sparsekern.backends.topology.seed import generator_on
 
 _ROUNDS = 8  # of draws by weight
 _DRAWS_PER_EDGE = 16
+_MORE_DRAWS = 512  # a round
 
 # Weights are rounded to shares of this: running sums of integers do not depend on how a device cuts them up.
 _WHOLE = 2.0**60
@@ -98,8 +99,8 @@ def draw_weighted(
     cols, cols_finite = _lifted(col_weights, epsilon)
     weights = _EdgeWeights(rows, cols)
     active = stored_keys(ccol, row, shape)
-    # A few more, so that a small layer does not give up after a few unlucky draws.
-    draws = math.ceil(_DRAWS_PER_EDGE * count / _ROUNDS) + sum(shape)
+    # Some more, so that a small layer does not give up after a few unlucky draws.
+    draws = math.ceil(_DRAWS_PER_EDGE * count / _ROUNDS) + min(sum(shape), _MORE_DRAWS)
     found, number = _nothing(count, row.device)
     for _ in range(_ROUNDS):
         found, number = _added(found, number, weights.draw(draws, generator), active)

@@ -48,13 +48,25 @@ def signed_sums(
 ) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     sums = torch.zeros(x.shape[1], *kernel_size, dtype=dtype, device=x.device)
-    height, width = ((n - 1) * step + 1 for n, step in zip(signs.shape[2:], stride, strict=True))
+    axes = [
+        [
+            _reached(x.shape[2 + axis], signs.shape[2 + axis], stride[axis], padding[axis], tap * dilation[axis])
+            for tap in range(kernel_size[axis])
+        ]
+        for axis in range(2)
+    ]
     images = max(1, _CHUNK // max(1, prod(x.shape[1:])))
     for part, part_signs in zip(x.split(images), signs.to(x.dtype).split(images), strict=True):
-        padded = _padded(part, padding)
-        for r in range(kernel_size[0]):
-            for s in range(kernel_size[1]):
-                y, z = r * dilation[0], s * dilation[1]
-                seen = padded[:, :, y : y + height : stride[0], z : z + width : stride[1]]
-                sums[:, r, s] += (seen * part_signs).sum((0, 2, 3), dtype=dtype)
+        for r, (lines, out_lines) in enumerate(axes[0]):
+            for s, (pixels, out_pixels) in enumerate(axes[1]):
+                seen = part[:, :, lines, pixels] * part_signs[:, :, out_lines, out_pixels]
+                sums[:, r, s] += seen.sum((0, 2, 3), dtype=dtype)
     return sums.flatten()
+
+
+def _reached(size: int, outputs: int, stride: int, padding: int, offset: int) -> tuple[slice, slice]:
+    """Along one axis: the inputs, padding aside, that a tap at ``offset`` sees, and the outputs it sees them for."""
+    first = max(0, -((offset - padding) // stride))
+    end = max(first, min(outputs, (size - 1 + padding - offset) // stride + 1))
+    begin = first * stride + offset - padding
+    return slice(begin, max(begin, begin + (end - first - 1) * stride + 1), stride), slice(first, end)
