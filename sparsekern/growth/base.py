@@ -292,11 +292,11 @@ class Growth:
         with torch.autocast(x.device.type, enabled=False):
             proposal = self._proposals.get(name)
             if proposal is None:
-                proposal = self._propose(name, x, grad)
-            if proposal.candidates is not None:
-                scores = layer.weight_grad_at(grad, x, proposal.candidates)
-                proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
-        self._proposals[name] = proposal  # whole: never candidates whose gradient found no memory
+                proposal = self._proposals[name] = self._propose(name, x, grad)
+            if proposal.candidates is None:
+                return
+            scores = layer.weight_grad_at(grad, x, proposal.candidates)
+        proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
 
     def _propose(self, name: str, x: Tensor, grad: Tensor) -> _Proposal:
         layer = self.layers[name]
@@ -326,6 +326,8 @@ class Growth:
             outcome.problem, outcome.warned = "backward did not reach it", False
         elif proposal.candidates is None:
             outcome.problem = proposal.problem
+        elif proposal.scores is None and self.needs_backward:  # an error ended backward there
+            outcome.problem = "the gradients of its candidates were not computed"
         else:
             self._replace(layer, proposal.candidates, proposal.scores, outcome)
         return outcome

@@ -137,8 +137,8 @@ class _EdgeWeights:
         groups, self._cols = col_weights.shape
         self._rows = row_weights.numel()
         self._group_rows = self._rows // groups
-        of_group = row_weights.view(groups, -1).sum(1)
-        self._cells = _cumulative((col_weights * of_group.unsqueeze(1)).view(-1))
+        of_group = row_weights.reshape(groups, -1).sum(1)
+        self._cells = _cumulative((col_weights * of_group.unsqueeze(1)).flatten())
         self._by_row = _cumulative(row_weights)
         ends = self._by_row[self._group_rows - 1 :: self._group_rows]
         self._starts = torch.cat([ends.new_zeros(1), ends[:-1]])
