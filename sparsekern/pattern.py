@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from sparsekern import _C
+from sparsekern.backends.choice import topology_of
 from sparsekern.backends.kept import Kept
-from sparsekern.marks import mark_positions, new_marks, sources
+from sparsekern.backends.topology.numbers import Number
+from sparsekern.backends.topology.seed import draw_seed
+from sparsekern.backends.topology.writes import Writes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Pointer arrays (ccol_indices, crow_indices, permutation) are int32 below this many edges, int64 from it on.
 INT32_EDGES = 2**31
 _INT32_MAX = 2**31 - 1
-_INT64_MAX = 2**63 - 1
 _NAMES = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "permutation")
+
+__all__ = ["INT32_EDGES", "Pattern", "Tensors", "check_csc", "check_tensors", "draw_seed", "pointer_dtype"]
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -38,7 +46,9 @@ class Pattern:
 
     The number of edges never changes; ``replace_edges`` writes other edges into the same tensors. The last three are
     derived when they are first asked for.
-    Topology is worked out on the CPU: for a pattern on another device the arrays are copied there and back.
+    Everything is worked out on the pattern's own device (:func:`sparsekern.backends.choice.topology_of`). On others
+    than the CPU, checks wait for the device, once for contents that were not checked before; ``exchange`` and ``copy_``
+    do not.
     """
 
     __slots__ = ("ccol_indices", "col_indices", "crow_indices", "permutation", "row_indices", "shape")
@@ -83,7 +93,7 @@ class Pattern:
         """
         rows, cols = _checked_shape(shape)
         ccol, row = _compressed(("ccol_indices", ccol_indices, cols), ("row_indices", row_indices, rows))
-        return cls.from_stored((rows, cols), ccol, row)._completed().to(row_indices.device)
+        return cls.from_stored((rows, cols), ccol, row)._completed()
 
     @classmethod
     def from_csr(cls, shape: tuple[int, int], crow_indices: Tensor, col_indices: Tensor) -> Pattern:
@@ -95,8 +105,8 @@ class Pattern:
         """
         rows, cols = _checked_shape(shape)
         crow, col = _compressed(("crow_indices", crow_indices, rows), ("col_indices", col_indices, cols))
-        ccol, row, _ = _transpose(crow, col, cols)
-        return cls.from_stored((rows, cols), ccol, row)._completed().to(col_indices.device)
+        ccol, row, _ = topology_of(col.device).transpose(crow, col, cols)
+        return cls.from_stored((rows, cols), ccol, row)._completed()
 
     @classmethod
     def from_coo(cls, shape: tuple[int, int], rows: Tensor, cols: Tensor) -> Pattern:
@@ -108,7 +118,7 @@ class Pattern:
         """
         shape = _checked_shape(shape)
         keys = _sorted_keys(shape, ("rows", rows), ("cols", cols))
-        return cls.from_sorted_keys(shape, keys).to(rows.device)
+        return cls.from_sorted_keys(shape, keys)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pattern:
@@ -118,22 +128,20 @@ class Pattern:
         if mask.dim() != 2:
             raise ValueError(f"mask must have 2 dimensions (rows, cols), got shape {tuple(mask.shape)}")
         shape = _checked_shape((mask.shape[0], mask.shape[1]))
-        keys = mask.t().reshape(-1).nonzero().view(-1).cpu()
-        return cls.from_sorted_keys(shape, keys).to(mask.device)
+        keys = mask.t().reshape(-1).nonzero().view(-1)
+        return cls.from_sorted_keys(shape, keys, distinct=True)
 
     @classmethod
     def random(cls, shape: tuple[int, int], nnz: int, generator: torch.Generator | None = None) -> Pattern:
         """Exactly ``nnz`` edges, every set of as many equally likely: the random graph G(n, M).
 
-        Time and memory are O(rows + cols + nnz). One number is drawn from ``generator``, a CPU generator
-        (None: torch's default one).
+        Time and memory are O(rows + cols + nnz). The pattern is on the generator's device (None: torch's default
+        CPU generator), and drawn there.
         """
         shape = _checked_shape(shape)
         _check_nnz(shape, nnz)
-        seed = draw_seed(generator)
-        keys = torch.empty(nnz, dtype=torch.int64, device="cpu")
-        _C.distinct_below(seed, shape[0] * shape[1], nnz, keys.data_ptr())
-        return cls.from_sorted_keys(shape, keys)
+        topology = topology_of(torch.device("cpu") if generator is None else generator.device)
+        return cls.from_sorted_keys(shape, topology.distinct_below(shape[0] * shape[1], nnz, generator), distinct=True)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], nnz: int, device: torch.device | str | None = "meta") -> Pattern:
@@ -146,27 +154,27 @@ class Pattern:
         return cls.from_buffers((rows, cols), *tensors)
 
     @classmethod
-    def from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor) -> Pattern:
-        """From edges as ascending, distinct keys ``col * rows + row``: (nnz,) int64 on the CPU.
+    def from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor, *, distinct: bool = False) -> Self:
+        """From edges as ascending keys ``col * rows + row``: (nnz,) int64, on the device that the pattern is for.
+
+        Args:
+            distinct: whether no key is known to be there twice; else that is checked.
 
         Raises:
             ValueError: a key is there twice. The order and range of the keys are the caller's to guarantee.
         """
-        rows, cols = shape
-        dtype = pointer_dtype(keys.numel())
-        ccol = torch.empty(cols + 1, dtype=dtype, device="cpu")
-        row = torch.empty(keys.numel(), dtype=torch.int32, device="cpu")
-        repeated = _C.unpack_keys(
-            keys.data_ptr(), keys.numel(), rows, cols, ccol.data_ptr(), row.data_ptr(), _is_wide(ccol)
-        )
+        topology, dtype = topology_of(keys.device), pointer_dtype(keys.numel())
+        if distinct:
+            return cls.from_stored(shape, *topology.unpack_keys(keys, shape, dtype))._completed()
+        ccol, row, repeated = topology.unpack_checked(keys, shape, dtype)
         if repeated >= 0:
-            col_at, row_at = divmod(int(keys[repeated]), rows)
+            col_at, row_at = divmod(int(keys[repeated]), shape[0])
             raise ValueError(f"rows and cols name (row {row_at}, column {col_at}) twice: edges must be distinct")
         return cls.from_stored(shape, ccol, row)._completed()
 
     @classmethod
-    def from_stored(cls, shape: tuple[int, int], ccol_indices: Tensor, row_indices: Tensor) -> Pattern:
-        """Wraps a CSC pair on the CPU that is known to be good, without a check.
+    def from_stored(cls, shape: tuple[int, int], ccol_indices: Tensor, row_indices: Tensor) -> Self:
+        """Wraps a CSC pair that is known to be good, without a check.
 
         What is by row is derived when it is first asked for, which candidates of an update never are.
         """
@@ -177,7 +185,7 @@ class Pattern:
         _checked_pairs.put(shape[0], ccol_indices, row_indices)
         return pattern
 
-    def _completed(self) -> Pattern:
+    def _completed(self) -> Self:
         # Now, not at the first use: that may be inside a transform or a trace, whose tensors have no memory.
         self.crow_indices  # noqa: B018
         return self
@@ -186,7 +194,7 @@ class Pattern:
         # Reached where a slot is empty: the derived arrays of a pattern that was made from the stored ones.
         if name not in ("crow_indices", "col_indices", "permutation"):
             raise AttributeError(name)
-        derived = _transpose(self.ccol_indices, self.row_indices, self.shape[0])
+        derived = topology_of(self.device).transpose(self.ccol_indices, self.row_indices, self.shape[0])
         self.crow_indices, self.col_indices, self.permutation = derived
         _checked_patterns.put(True, *self.tensors())
         return getattr(self, name)
@@ -259,29 +267,44 @@ class Pattern:
 
     def _with(self, tensors: tuple[Tensor, ...]) -> Pattern:
         """The same content in other tensors, as well checked as this."""
-        pattern = type(self).from_buffers(self.shape, *tensors)
+        pattern = Pattern.from_buffers(self.shape, *tensors)
         if _checked_patterns.get(*self.tensors()):
             _remember_all(pattern.tensors())
         return pattern
 
     def equal(self, other: Pattern) -> bool:
         """Whether both have the same shape and the same edges."""
-        return (
-            self.shape == other.shape
-            and self.nnz == other.nnz
-            and torch.equal(self.ccol_indices.long(), other.ccol_indices.to(self.device).long())
-            and torch.equal(self.row_indices, other.row_indices.to(self.device))
-        )
+        return bool(self.same_edges(other))
+
+    def same_edges(self, other: Pattern) -> Number:
+        """:meth:`equal`, which a pattern on another device than the CPU need not know by now."""
+        if self.shape != other.shape or self.nnz != other.nnz:
+            return False
+        pairs = ((pattern.ccol_indices, pattern.row_indices) for pattern in (self, other))
+        same: Number = topology_of(self.device).same_edges(*pairs)
+        return same
 
     @torch.no_grad()
-    def copy_(self, other: Pattern) -> None:
-        """Writes another pattern's edges, of the same shape and number, into these tensors."""
+    def copy_(self, other: Pattern, writes: Writes | None = None) -> None:
+        """Writes another pattern's edges, of the same shape and number, into these tensors.
+
+        Args:
+            other: the pattern, with the edges that it has when they are written.
+            writes: has them written later; None: now.
+        """
         if other.shape != self.shape or other.nnz != self.nnz:
             raise ValueError(f"other is {other}; expected shape {self.shape} and nnz {self.nnz}")
+        pending = Writes() if writes is None else writes
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
-        if _checked_patterns.get(*other.tensors()):
-            _remember_all(self.tensors())
+            pending.put(mine, theirs)
+
+        def remember() -> None:
+            if _checked_patterns.get(*other.tensors()):
+                _remember_all(self.tensors())
+
+        pending.then(remember)
+        if writes is None:
+            pending.write()
 
     def to_mask(self) -> Tensor:
         """The DENSE (rows, cols) bool mask of the edges: rows * cols bytes."""
@@ -303,8 +326,9 @@ class Pattern:
             TypeError, ValueError: on anything else; the pattern is then as it was.
         """
         self.ensure_valid()
-        slots = _integers("pruned", pruned).cpu().long().contiguous()
-        keys = _sorted_keys(self.shape, ("grown_rows", grown_rows), ("grown_cols", grown_cols))
+        topology = topology_of(self.device)
+        slots = _integers("pruned", pruned).to(self.device).long().contiguous()
+        keys = _sorted_keys(self.shape, ("grown_rows", grown_rows), ("grown_cols", grown_cols)).to(self.device)
         if slots.numel() != keys.numel():
             raise ValueError(f"as many edges must grow as are pruned, got {keys.numel()} and {slots.numel()}")
         if slots.numel() == 0:
@@ -315,76 +339,42 @@ class Pattern:
         if repeated.numel():
             col_at, row_at = divmod(int(keys[repeated[0]]), self.shape[0])
             raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}) twice")
-        grown = Pattern.from_sorted_keys(self.shape, keys)
-        ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
-        grown_ccol = grown.ccol_indices.to(ccol.dtype)
-        present = _C.first_present(
-            ccol.data_ptr(),
-            row.data_ptr(),
-            self.shape[1],
-            grown_ccol.data_ptr(),
-            grown.row_indices.data_ptr(),
-            _is_wide(ccol),
-        )
+        present = topology.first_present(self.ccol_indices, self.row_indices, self.shape, keys)
         if present >= 0:
             col_at, row_at = divmod(int(keys[present]), self.shape[0])
             raise ValueError(f"grown_rows and grown_cols name (row {row_at}, column {col_at}): it is an edge already")
-        gone = mark_positions(slots, self.nnz)
-        every = mark_positions(torch.arange(keys.numel(), device="cpu"), keys.numel())
-        return sources(gone, self.exchange(gone, grown, every, keys.numel()), self.nnz).to(self.device)
+        grown = Pattern.from_stored(self.shape, *topology.unpack_keys(keys, self.shape, self.ccol_indices.dtype))
+        gone = topology.mark_positions(slots, self.nnz)
+        every = topology.mark_positions(torch.arange(keys.numel(), device=self.device), keys.numel())
+        source: Tensor = topology.sources(gone, self.exchange(gone, grown, every, keys.numel()), self.nnz)
+        return source
 
     @torch.no_grad()
-    def exchange(self, pruned: Tensor, candidates: Pattern, chosen: Tensor, count: int) -> Tensor:
+    def exchange(
+        self, pruned: Tensor, candidates: Pattern, chosen: Tensor, count: Number, writes: Writes | None = None
+    ) -> Tensor:
         """``replace_edges`` by the ``chosen`` of some candidates, without a check.
 
         Args:
-            pruned: marks (see ``sparsekern.marks``) of the slots of ``count`` edges.
-            candidates: edges of this shape, none of them in the pattern.
+            pruned: marks (of this device's topology: ``topology_of``) of the slots of ``count`` edges.
+            candidates: edges of this shape, the chosen of them not in the pattern.
             chosen: marks of ``count`` slots of ``candidates``.
             count: how many edges go and come.
+            writes: has the new edges written later, but for a pattern of the extension; None: now.
 
         Returns:
             Marks of the slots that the new edges have.
         """
-        dtype = self.ccol_indices.dtype
-        ccol, row = self.ccol_indices.cpu(), self.row_indices.cpu()
-        candidate_ccol, candidate_row = candidates.ccol_indices.cpu().to(dtype), candidates.row_indices.cpu()
-        new_ccol = torch.empty_like(ccol)
-        grown = new_marks(self.nnz)
-        _C.replace_edges(
-            ccol.data_ptr(),
-            row.data_ptr(),
-            self.shape[1],
-            pruned.data_ptr(),
-            candidate_ccol.data_ptr(),
-            candidate_row.data_ptr(),
-            chosen.data_ptr(),
-            count,
-            new_ccol.data_ptr(),
-            grown.data_ptr(),
-            _is_wide(ccol),
-        )
-        device = self.device
-        self.ccol_indices.copy_(new_ccol)
-        if device.type == "cpu":  # row is row_indices itself
-            derived = self.tensors()[2:]
-            _transpose(new_ccol, row, self.shape[0], out=derived)
-            torch.autograd.graph.increment_version((self.row_indices, *derived))
-        else:
-            self.row_indices.copy_(row)
-            transposed = _transpose(new_ccol, row, self.shape[0])
-            for tensor, content in zip(self.tensors()[2:], transposed, strict=True):
-                tensor.copy_(content)
-        _remember_all(self.tensors())
+        pending = Writes() if writes is None else writes
+        stored = candidates.ccol_indices, candidates.row_indices
+        grown: Tensor = topology_of(self.device).exchange(self.tensors(), pruned, stored, chosen, count, pending)
+        pending.then(lambda: _remember_all(self.tensors()))
+        if writes is None:
+            pending.write()
         return grown
 
     def __repr__(self) -> str:
         return f"Pattern({self.shape}, nnz={self.nnz}, density={self.density:.4g}, device={self.device})"
-
-
-def draw_seed(generator: torch.Generator | None = None) -> int:
-    """One 63-bit seed from a CPU generator (torch's default one if None)."""
-    return int(torch.randint(_INT64_MAX, (), generator=generator, dtype=torch.int64, device="cpu"))
 
 
 def check_tensors(
@@ -438,10 +428,9 @@ def _validate(tensors: Tensors) -> None:
             raise ValueError(f"{name} must have {nnz} elements like row_indices, got {tensor.numel()}")
     _check_pair(("ccol_indices", ccol), ("row_indices", row), n_rows)
     _check_pair(("crow_indices", crow), ("col_indices", col), n_cols)
-    arrays = tuple(tensor.cpu() for tensor in tensors)
-    fault, j = _C.check_transpose(*(array.data_ptr() for array in arrays), n_rows, nnz, _is_wide(ccol))
-    if fault:
-        row_at = int(torch.searchsorted(crow.cpu(), j, right=True)) - 1
+    j = topology_of(row.device).check_transpose(tensors)
+    if j >= 0:
+        row_at = int(torch.searchsorted(crow, j, right=True)) - 1
         raise ValueError(
             f"permutation[{j}] = {int(permutation[j])}: it must be the stored edge of row {row_at}, column "
             f"{int(col[j])}, which is edge {j} by rows"
@@ -471,13 +460,10 @@ def _check_storage(tensors: tuple[Tensor, ...]) -> None:
 
 
 def _check_pair(pointers: tuple[str, Tensor], indices: tuple[str, Tensor], n_minor: int) -> None:
-    """Words what the C++ check finds in a CSC (CSR) pair whose storage is good."""
+    """Words what is found in a CSC (CSR) pair whose storage is good."""
     pointer_name, pointer = pointers
     index_name, index = indices
-    pointer, index = pointer.cpu(), index.cpu()
-    fault, position = _C.check_compressed(
-        pointer.data_ptr(), index.data_ptr(), pointer.numel() - 1, n_minor, index.numel(), _is_wide(pointer)
-    )
+    fault, position = topology_of(index.device).check_compressed(pointer, index, n_minor)
     if fault:
         raise ValueError(_explain(fault, position, pointer_name, pointer, index_name, index, n_minor))
 
@@ -510,20 +496,18 @@ def _explain(
 
 
 def _compressed(pointers: tuple[str, Tensor, int], indices: tuple[str, Tensor, int]) -> tuple[Tensor, Tensor]:
-    """A user's CSC (CSR) pair, checked, on the CPU, in the dtypes that a pattern stores."""
+    """A user's CSC (CSR) pair, checked, on the indices' device, in the dtypes that a pattern stores."""
     pointer_name, pointer_given, n_major = pointers
     index_name, index_given, n_minor = indices
-    pointer = _integers(pointer_name, pointer_given).cpu()
-    index = _integers(index_name, index_given).cpu()
+    index = _integers(index_name, index_given)
+    pointer = _integers(pointer_name, pointer_given).to(index.device)
     if pointer.numel() != n_major + 1:
         raise ValueError(f"{pointer_name} must have {n_major + 1} elements, got {pointer.numel()}")
     nnz = index.numel()
     # Clamping keeps what is out of range out of range where it would not fit the narrower dtype.
     narrow_pointer = pointer.clamp(-1, nnz + 1).to(pointer_dtype(nnz + 1)).contiguous()
     narrow_index = index.clamp(-1, n_minor).to(torch.int32).contiguous()
-    fault, position = _C.check_compressed(
-        narrow_pointer.data_ptr(), narrow_index.data_ptr(), n_major, n_minor, nnz, _is_wide(narrow_pointer)
-    )
+    fault, position = topology_of(index.device).check_compressed(narrow_pointer, narrow_index, n_minor)
     if fault:
         raise ValueError(_explain(fault, position, pointer_name, pointer, index_name, index, n_minor))
     # Tensors of the pattern's own: it may be changed in place.
@@ -531,21 +515,20 @@ def _compressed(pointers: tuple[str, Tensor, int], indices: tuple[str, Tensor, i
 
 
 def _sorted_keys(shape: tuple[int, int], rows: tuple[str, Tensor], cols: tuple[str, Tensor]) -> Tensor:
-    """(n,) int64 CPU keys ``col * n_rows + row`` of a user's edges, sorted."""
+    """(n,) int64 keys ``col * n_rows + row`` of a user's edges, sorted, on the rows' device."""
     row_name, row_given = rows
     col_name, col_given = cols
-    row = _integers(row_name, row_given).cpu().long().contiguous()
-    col = _integers(col_name, col_given).cpu().long().contiguous()
+    row = _integers(row_name, row_given).long().contiguous()
+    col = _integers(col_name, col_given).to(row.device).long().contiguous()
     if row.numel() != col.numel():
         raise ValueError(f"{row_name} has {row.numel()} elements, {col_name} {col.numel()}: it must be as many")
-    keys = torch.empty_like(row)
-    bad = _C.pack_keys(row.data_ptr(), col.data_ptr(), row.numel(), *shape, keys.data_ptr())
+    keys: Tensor
+    keys, bad = topology_of(row.device).sorted_keys(row, col, shape)
     if bad >= 0:
         for name, values, size in ((row_name, row, shape[0]), (col_name, col, shape[1])):
             if not 0 <= int(values[bad]) < size:
                 found = f"{name}[{bad}] = {int(values[bad])}"
                 raise ValueError(f"{found} is out of range: it must be in [0, {size})")
-    _C.sort_keys(keys.data_ptr(), keys.numel(), shape[0] * shape[1])
     return keys
 
 
@@ -575,32 +558,3 @@ def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
 def _check_nnz(shape: tuple[int, int], nnz: int) -> None:
     if not 0 <= nnz <= shape[0] * shape[1]:
         raise ValueError(f"nnz = {nnz} is out of range: it must be in [0, {shape[0] * shape[1]}] for {shape}")
-
-
-def _transpose(
-    pointer: Tensor, index: Tensor, n_minor: int, out: tuple[Tensor, Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(pointers, indices, permutation) of the transpose of a good CSC (or CSR) pair on the CPU."""
-    if out is None:
-        out = (
-            torch.empty(n_minor + 1, dtype=pointer.dtype, device="cpu"),
-            torch.empty_like(index),
-            torch.empty(index.numel(), dtype=pointer.dtype, device="cpu"),
-        )
-    transposed_pointer, transposed_index, permutation = out
-    _C.transpose(
-        pointer.data_ptr(),
-        index.data_ptr(),
-        n_minor,
-        pointer.numel() - 1,
-        index.numel(),
-        transposed_pointer.data_ptr(),
-        transposed_index.data_ptr(),
-        permutation.data_ptr(),
-        _is_wide(pointer),
-    )
-    return out
-
-
-def _is_wide(pointer: Tensor) -> bool:
-    return pointer.dtype == torch.int64

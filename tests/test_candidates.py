@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsekern import _C
+from sparsekern.backends.topology import cpu, reference
 from sparsekern.growth import statistics
 from sparsekern.growth.samplers import EPSILON, SAMPLERS, inactive, sample_uniform, sample_weighted
 from sparsekern.nn import SparseConv2d, SparseLinear
@@ -143,9 +144,9 @@ def test_statistics_match_the_unfolded_input(layer_name, dtype):
 
 def test_statistics_of_large_batches_are_summed_in_parts(monkeypatch):
     layer = SparseConv2d(3, 4, 3, padding=1, density=0.3)
-    x, grad = torch.randn(7, 3, 6, 5), torch.randn(7, 4, 6, 5)
+    x, grad = torch.randn(7, 3, 6, 5).bfloat16(), torch.randn(7, 4, 6, 5).bfloat16()
     whole = statistics.absolute_sums(layer, x, grad)
-    monkeypatch.setattr(statistics, "_CHUNK", 100)
+    monkeypatch.setattr(cpu, "_CHUNK", 100)
     for found, wanted in zip(statistics.absolute_sums(layer, x, grad), whole, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -268,15 +269,15 @@ def test_sums_under_signs_equal_the_products_of_any_device(isa, channels, size, 
     layer = SparseConv2d(channels, 4, density=0.5, dtype=dtype, **options)
     x = torch.randn(3, channels, *size, dtype=dtype)
     grad = torch.randn_like(layer(x))
-    signs = statistics._signs((3, 1, *grad.shape[2:]), torch.Generator())
-    wanted = statistics._signed_products(layer, x.double(), grad.double(), signs)
+    signs = cpu.signs((3, 1, *grad.shape[2:]), x.device, torch.Generator())
+    geometry = layer.kernel_size, layer.stride, layer.product_padding, layer.dilation
     for layout in (torch.contiguous_format, torch.channels_last):
-        given = (side.detach().to(memory_format=layout) for side in (x, grad))
-        for owner, side, sums in zip((layer, None), given, wanted, strict=True):
-            found = statistics._signed_sums(owner, side, signs)
+        for side, where in ((x, geometry), (grad.detach(), ())):
+            wanted = reference.signed_sums(side.double(), signs, *where)
+            found = cpu.signed_sums(side.to(memory_format=layout), signs, *where)
             assert found.dtype == torch.promote_types(dtype, torch.float32)
             tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-            torch.testing.assert_close(found.double(), sums.flatten(), rtol=tolerance, atol=10 * tolerance)
+            torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=10 * tolerance)
 
 
 def test_draws_are_those_of_the_weights_without_replacement():

@@ -8,11 +8,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparsekern import GSE, SET, RigL, SparseConv2d, SparseLinear, Static
+from sparsekern.backends.choice import topology_of
 from sparsekern.growth import Growth, cosine_share, find_sparse_layers
 from sparsekern.growth.edges import Move
 from sparsekern.growth.samplers import sample_uniform
 from sparsekern.growth.select import select_by_magnitude
-from sparsekern.marks import mark_positions
 from sparsekern.pattern import Pattern
 
 METHODS = {
@@ -308,13 +308,14 @@ def test_large_replacements_on_many_threads(shape, isa):
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         pattern.copy_(before)
-        gone = mark_positions(pruned, 100_000)
-        grown = pattern.exchange(gone, candidates, mark_positions(chosen, 50_000), 20_000)
+        topology = topology_of(pattern.device)
+        gone = topology.mark_positions(pruned, 100_000)
+        grown = pattern.exchange(gone, candidates, topology.mark_positions(chosen, 50_000), 20_000)
         pattern.validate()
         assert pattern.equal(expected)
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             moved = values.to(dtype, copy=True)
-            Move(gone, grown, 100_000)(moved)
+            Move(gone, grown)(moved)
             assert torch.equal(moved, by_place[pattern.edges()].to(dtype))
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends import cpu, reference, triton
+from sparsekern.backends.topology import cpu as cpu_topology
+from sparsekern.backends.topology import reference as reference_topology
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton}
 NAMES = ("auto", *BACKENDS)
@@ -90,7 +92,8 @@ def backend(name: str) -> Iterator[None]:
     Args:
         name: "auto" (C++ kernels for CPU tensors; for CUDA tensors Triton's where triton is installed, else the
             reference), "cpu", "triton" or "reference" (plain torch: slow, any device). What Triton has no kernel for
-            (float64, convolutions, GPUs before sm_80) goes through the reference.
+            (float64, convolutions, GPUs before sm_80) goes through the reference. "reference" also has topologies on
+            the CPU made and changed by plain torch, as they are on a GPU: other random draws from the same seed.
 
     The choice holds for all threads of the process, and for what is computed within the block: a backward pass after it
     goes its own way. Outside of any block the environment variable SPARSEKERN_BACKEND says, by default "auto".
@@ -116,6 +119,14 @@ def chosen(product: str, dtype: torch.dtype, device: torch.device) -> str:
     """
     name = _for_device(_current, device.type)
     return "reference" if name == "triton" and not triton.serves(product, dtype, device) else name
+
+
+def topology_of(device: torch.device) -> ModuleType:
+    """What topologies on a device are made and changed with: :mod:`sparsekern.backends.topology`'s cpu or reference.
+
+    Tensors on the CPU go through the extension, unless the reference was asked for; all others through plain torch.
+    """
+    return cpu_topology if device.type == "cpu" and _current != "reference" else reference_topology
 
 
 _use(_checked(os.environ.get(VARIABLE, "auto"), VARIABLE))

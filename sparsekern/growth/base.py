@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,45 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsekern.backends.choice import topology_of
+from sparsekern.backends.topology.numbers import Number, at_most
+from sparsekern.backends.topology.writes import Writes
+from sparsekern.growth.candidates import Candidates
 from sparsekern.growth.edges import Move, move_parameter
 from sparsekern.growth.layers import find_sparse_layers
+from sparsekern.growth.outcome import LayerUpdate, Outcome, told
 from sparsekern.growth.schedule import cosine_share
 from sparsekern.growth.select import all_finite, mark_by_magnitude
-from sparsekern.marks import mark_positions
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed
-
-
-@dataclass(frozen=True)
-class LayerUpdate:
-    """What one update did to one layer.
-
-    Attributes:
-        step: the optimizer step, counted from 1, after which the update was made.
-        layer: the layer's name in the model.
-        nnz: its edges.
-        density: nnz over rows * columns.
-        asked: edges that the schedule would replace.
-        candidates: edges that were drawn as candidates to grow.
-        replaced: edges that were replaced: the lesser of asked and candidates.
-        skipped: why nothing was replaced; empty where that is not the case.
-    """
-
-    step: int
-    layer: str
-    nnz: int
-    density: float
-    asked: int
-    candidates: int
-    replaced: int
-    skipped: str = ""
 
 
 @dataclass
 class _Proposal:
     """A layer's candidates and their gradient so far, during an armed step."""
 
-    candidates: Pattern | None = None
+    candidates: Candidates | None = None
     scores: Tensor | None = None
     problem: str = ""
 
@@ -167,7 +145,8 @@ class Growth:
             generator: a CPU generator of this layer's and this update's own.
 
         Raises:
-            FloatingPointError: where x or grad is not finite; the layer's update is then skipped.
+            FloatingPointError: where x or grad is not finite; the layer's update is then skipped. On a device, where
+                only that knows, ``Candidates.finite`` says so.
         """
         raise NotImplementedError
 
@@ -204,7 +183,8 @@ class Growth:
             return []
         updates = []
         if self.armed:
-            updates = [self._update(name, proposals.get(name)) for name in self.layers]
+            outcomes = [self._update(name, proposals.get(name)) for name in self.layers]
+            updates = told(self._coming, outcomes, stacklevel=3)
             self._attempt = 0
         self._steps += 1
         self._arm()
@@ -325,7 +305,7 @@ class Growth:
             candidates = self.propose(layer, x, grad, self._asked(layer), self._generator(name))
         except FloatingPointError as error:
             return _Proposal(problem=str(error))
-        return _Proposal(candidates)
+        return _Proposal(Candidates.of(candidates))
 
     def _asked(self, layer: SparseLayer) -> int:
         # Rounded first: 0.1 * 30 is 3, not the 3.0000000000000004 that floats make of it.
@@ -337,47 +317,44 @@ class Growth:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def _update(self, name: str, proposal: _Proposal | None) -> LayerUpdate:
+    def _update(self, name: str, proposal: _Proposal | None) -> Outcome:
         layer = self.layers[name]
-        asked = self._asked(layer)
+        outcome = Outcome(name, layer.nnz, layer.density, self._asked(layer))
         if not self.needs_backward:
             nothing = layer.weight.new_empty(0)
             proposal = self._propose(name, nothing, nothing)
-        candidates = 0
-        replaced = 0
         if proposal is None:
-            skipped = "backward did not reach it"
+            outcome.problem, outcome.warned = "backward did not reach it", False
+        elif proposal.candidates is None:
+            outcome.problem = proposal.problem
+        elif proposal.scores is None and self.needs_backward:  # an error ended backward there
+            outcome.problem = "the gradients of its candidates were not computed"
         else:
-            skipped = proposal.problem or _not_finite(proposal.scores)
-            if skipped:
-                warnings.warn(f"layer {name!r} keeps its edges in this update: {skipped}", stacklevel=3)
-            elif proposal.candidates is not None:
-                candidates = proposal.candidates.nnz
-                replaced = min(asked, candidates)
-                if replaced:
-                    self._replace(name, proposal.candidates, proposal.scores, replaced)
-        return LayerUpdate(self._coming, name, layer.nnz, layer.density, asked, candidates, replaced, skipped)
+            self._replace(layer, proposal.candidates, proposal.scores, outcome)
+        return outcome
 
-    def _replace(self, name: str, candidates: Pattern, scores: Tensor | None, count: int) -> None:
-        layer = self.layers[name]
-        if scores is not None and count < candidates.nnz:
-            chosen = mark_by_magnitude(scores, count, largest=True)
-        else:
-            chosen = mark_positions(torch.arange(count, device="cpu"), candidates.nnz)
-        pruned = mark_by_magnitude(layer.weight.detach(), count, largest=False)
-        followers = [layers[name] for layers in self.followers]
-        if not all(follower.pattern.equal(layer.pattern) for follower in followers):
-            raise ValueError(f"a follower's layer {name!r} has other edges than the model's; expected the same")
-        pattern = layer.pattern
-        pattern.ensure_valid()
-        move = Move(pruned, pattern.exchange(pruned, candidates, chosen, count), pattern.nnz)
-        move_parameter(move, layer.weight, self.optimizer)
+    def _replace(self, layer: SparseLayer, candidates: Candidates, scores: Tensor | None, outcome: Outcome) -> None:
+        """Replaces the layer's edges, none where something forbids it, which perhaps only the device knows."""
+        followers = [layers[outcome.layer] for layers in self.followers]
+        pattern, weight = layer.pattern, layer.weight
+        outcome.candidates = candidates.found
+        outcome.drawn_well = candidates.finite
+        if scores is not None:
+            outcome.scored_well = all_finite(scores, candidates.valid)
         for follower in followers:
-            follower.pattern.copy_(layer.pattern)
+            outcome.followed = outcome.followed * pattern.same_edges(follower.pattern)
+        good = outcome.drawn_well * outcome.scored_well * outcome.followed
+        count: Number = at_most(outcome.candidates, outcome.asked) * good
+        outcome.replaced = count
+        if isinstance(count, int) and count == 0:
+            return
+        pattern.ensure_valid()
+        chosen = topology_of(pattern.device).mark_candidates(candidates.row_indices, candidates.valid, scores, count)
+        pruned = mark_by_magnitude(weight.detach(), count, largest=False)
+        writes = Writes()
+        move = Move(pruned, pattern.exchange(pruned, candidates, chosen, count, writes), writes)
+        move_parameter(move, weight, self.optimizer)
+        for follower in followers:
+            follower.pattern.copy_(pattern, writes)
             move_parameter(move, follower.weight, None)
-
-
-def _not_finite(scores: Tensor | None) -> str:
-    if scores is None or all_finite(scores):
-        return ""
-    return "the gradients of its candidates hold values that are not finite"
+        writes.write()

@@ -6,35 +6,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparsekern import _C
-from sparsekern.marks import sources
+from sparsekern.backends.choice import topology_of
+from sparsekern.backends.topology.writes import Writes
 
 
 class Move:
     """Where each slot's value comes from after an exchange of edges.
 
     Args:
-        pruned: marks (see ``sparsekern.marks``) of the slots whose edges went.
+        pruned: marks (of the topology of the pattern's device) of the slots whose edges went.
         grown: marks of the slots that new edges have now, from ``Pattern.exchange``.
-        size: number of slots.
+        writes: has the values written later, but for a pattern of the extension; None: at once.
     """
 
-    def __init__(self, pruned: Tensor, grown: Tensor, size: int) -> None:
+    def __init__(self, pruned: Tensor, grown: Tensor, writes: Writes | None = None) -> None:
         self._pruned = pruned
         self._grown = grown
-        self._size = size
+        self._writes = writes
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> None:
-        """Moves ``values`` (size,) in place: kept edges keep theirs, grown edges get 0."""
-        if values.device.type == "cpu" and values.is_contiguous() and values.itemsize in (2, 4, 8):
-            _C.move_values(
-                self._pruned.data_ptr(), self._grown.data_ptr(), self._size, values.data_ptr(), values.itemsize
-            )
-            torch.autograd.graph.increment_version(values)
-        else:
-            source = sources(self._pruned, self._grown, self._size).to(values.device)
-            values.copy_(values.detach().index_select(0, source.clamp(min=0)).masked_fill_(source < 0, 0))
+        """Moves ``values`` (nnz,) in place, on any device: kept edges keep theirs, grown edges get 0."""
+        writes = Writes() if self._writes is None else self._writes
+        topology_of(self._pruned.device).move_values(self._pruned, self._grown, values, writes)
+        if self._writes is None:
+            writes.write()
 
 
 def move_parameter(move: Move, parameter: Tensor, optimizer: Optimizer | None) -> None:

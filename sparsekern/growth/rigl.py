@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparsekern.backends.choice import topology_of
 from sparsekern.growth.base import Growth
+from sparsekern.growth.candidates import Candidates
 from sparsekern.growth.samplers import inactive
-from sparsekern.growth.select import select_by_magnitude
+from sparsekern.growth.select import all_finite, select_by_magnitude
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern
 
@@ -20,8 +22,10 @@ class RigL(Growth):
 
     def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
         pattern = layer.pattern
-        by_column = layer.dense_weight_grad(grad, x).t().contiguous()
+        by_column = layer.dense_weight_grad(grad, x).t().contiguous().view(-1)
+        finite = all_finite(by_column)  # or edges of the layer could be among the NaNs that are taken below
         rows, cols = pattern.edges()
-        by_column[cols, rows] = torch.nan  # the smallest there is to select_by_magnitude
-        keys = select_by_magnitude(by_column.view(-1), min(layer.nnz, inactive(pattern)), largest=True)
-        return Pattern.from_sorted_keys(pattern.shape, keys.cpu()).to(pattern.device)
+        by_column.index_fill_(0, cols * pattern.shape[0] + rows, torch.nan)  # the smallest to select_by_magnitude
+        keys = select_by_magnitude(by_column, min(layer.nnz, inactive(pattern)), largest=True)
+        ccol, row = topology_of(keys.device).unpack_keys(keys, pattern.shape, pattern.ccol_indices.dtype)
+        return Candidates.drawn(pattern.shape, ccol, row, finite=finite)

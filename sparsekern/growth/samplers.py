@@ -5,85 +5,65 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsekern import _C
+from sparsekern.backends.choice import topology_of
+from sparsekern.growth.candidates import Candidates
 from sparsekern.growth.statistics import absolute_sums, sketched_sums
 from sparsekern.nn.layer import SparseLayer
-from sparsekern.pattern import Pattern, draw_seed, pointer_dtype
+from sparsekern.pattern import Pattern, pointer_dtype
 
 # Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError
-# where x or grad is not finite.
-Sampler = Callable[[SparseLayer, Tensor, Tensor, int, torch.Generator], Pattern]
+# where x or grad is not finite, if the host knows.
+Sampler = Callable[[SparseLayer, Tensor, Tensor, int, torch.Generator], Candidates]
 
 # Added to every weight, in units of their mean: no row or column is ever impossible, so that a layer where
 # most of them are silent still has candidates.
 EPSILON = 1e-6
 
 
-def sample_uniform(pattern: Pattern, count: int, generator: torch.Generator) -> Pattern:
+def sample_uniform(pattern: Pattern, count: int, generator: torch.Generator) -> Candidates:
     """``count`` distinct edges that are not in ``pattern`` (all if there are fewer), all sets alike likely.
 
     Time and memory are O(rows + cols + nnz + count).
     """
-    return _draw(pattern, min(count, inactive(pattern)), generator)
+    count = min(count, inactive(pattern))
+    pair = topology_of(pattern.device).draw_uniform(*_stored(pattern, count), pattern.shape, count, generator)
+    return Candidates.drawn(pattern.shape, *pair)
 
 
 def sample_weighted(
     pattern: Pattern, row_weights: Tensor, col_weights: Tensor, count: int, generator: torch.Generator
-) -> Pattern:
+) -> Candidates:
     """Up to ``count`` distinct edges that are not in ``pattern``, drawn by weight; all if there are no more.
 
     Each is drawn with a probability proportional to ``row_weights[row] * col_weights[group of row, col]``
     among those that are neither in the pattern nor drawn yet. Rows and columns are drawn on their own,
     repeats and active edges are drawn again, and after 16 draws for each edge asked for what was found is
-    returned. Time and memory are O(rows + cols + nnz + count).
+    returned. Time and memory are O(rows + cols + nnz + count). On a device all 16 draws are made, and what was found
+    is known there alone (:class:`Candidates`).
 
     Args:
         pattern: of the layer.
         row_weights: (rows,), not negative.
         col_weights: (groups, cols), not negative; rows are split evenly into the groups.
         count: candidates asked for.
-        generator: a CPU generator; one number is drawn from it.
+        generator: a CPU generator, of which one number is taken, or one of the pattern's device.
 
     Raises:
-        FloatingPointError: if a weight is not finite.
+        FloatingPointError: if a weight is not finite; on a device ``finite`` of the candidates says so.
     """
     if inactive(pattern) <= count:
         return sample_uniform(pattern, count, generator)
-    # Copies: they are changed in place.
-    rows, cols = (
-        weights.detach().to(device="cpu", dtype=torch.float64, copy=True).contiguous()
-        for weights in (row_weights, col_weights)
+    weights = (side.detach().to(pattern.device) for side in (row_weights, col_weights))
+    drawn = topology_of(pattern.device).draw_weighted(
+        *_stored(pattern, count), pattern.shape, *weights, EPSILON, count, generator
     )
-    return _draw(pattern, count, generator, rows, cols)
+    return Candidates.drawn(pattern.shape, *drawn)
 
 
-def _draw(
-    pattern: Pattern,
-    count: int,
-    generator: torch.Generator,
-    row_weights: Tensor | None = None,
-    col_weights: Tensor | None = None,
-) -> Pattern:
-    ccol, row = pattern.ccol_indices.cpu(), pattern.row_indices.cpu()
-    ccol = ccol.to(torch.promote_types(ccol.dtype, pointer_dtype(count)))
-    new_ccol, new_row = torch.empty_like(ccol), torch.empty(count, dtype=torch.int32, device="cpu")
-    found = _C.draw_candidates(
-        draw_seed(generator),
-        ccol.data_ptr(),
-        row.data_ptr(),
-        *pattern.shape,
-        1 if col_weights is None else col_weights.shape[0],
-        0 if row_weights is None else row_weights.data_ptr(),
-        0 if col_weights is None else col_weights.data_ptr(),
-        EPSILON,
-        count,
-        new_ccol.data_ptr(),
-        new_row.data_ptr(),
-        ccol.dtype == torch.int64,
-    )
-    if found < 0:
-        raise FloatingPointError("its activations or gradients hold values that are not finite")
-    return Pattern.from_stored(pattern.shape, new_ccol, new_row[:found]).to(pattern.device)
+def _stored(pattern: Pattern, count: int) -> tuple[Tensor, Tensor]:
+    """The stored pair, with pointers that can count ``count`` edges."""
+    ccol = pattern.ccol_indices
+    return ccol.to(torch.promote_types(ccol.dtype, pointer_dtype(count))), pattern.row_indices
 
 
 def inactive(pattern: Pattern) -> int:
@@ -91,18 +71,18 @@ def inactive(pattern: Pattern) -> int:
     return pattern.shape[0] * pattern.shape[1] - pattern.nnz
 
 
-def uniform(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def uniform(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
     """Every candidate equally likely."""
     return sample_uniform(layer.pattern, count, generator)
 
 
-def grabo(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def grabo(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
     """By the upper bound of each weight's gradient: abs(h delta^T) <= (abs(h) 1) (abs(delta) 1)^T."""
     f, g = absolute_sums(layer, x, grad)
     return sample_weighted(layer.pattern, g, f, count, generator)
 
 
-def graest(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def graest(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
     """By a random estimate of each weight's gradient, from sums of the batch under the same random signs."""
     f, g = sketched_sums(layer, x, grad, generator)
     return sample_weighted(layer.pattern, g, f, count, generator)
