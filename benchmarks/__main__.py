@@ -6,8 +6,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from benchmarks import options, process
 
 # name: (what it is for, class of its options); the module of that name has `run`, which takes them
@@ -23,9 +21,12 @@ COMMANDS = {
     "readme": ("copy the measured tables and charts into README.md", options.Readme),
 }
 
+# Reads its own options, and keeps to nothing that tyro is needed for: a GPU machine's Python may lack it.
+GPU = ("gpu", "layers and whole networks on a GPU against dense and cuSPARSE; --device cpu --smoke rehearses")
+
 
 def usage() -> str:
-    lines = [f"  {name:10} {purpose}" for name, (purpose, _) in COMMANDS.items()]
+    lines = [f"  {name:10} {purpose}" for name, (purpose, _) in COMMANDS.items()] + [f"  {GPU[0]:10} {GPU[1]}"]
     head, tail = "usage: python -m benchmarks COMMAND ...", "python -m benchmarks COMMAND --help lists its options."
     return "\n".join([head, "", *lines, "", tail])
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return measure(arguments[0], arguments[1:])
+    if arguments and arguments[0] == GPU[0]:
+        return importlib.import_module("benchmarks.gpu.command").main(arguments[1:])
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(command: str, arguments: Sequence[str]) -> int:
+    import tyro
+
     parsed = tyro.cli(COMMANDS[command][1], prog=f"python -m benchmarks {command}", args=arguments)
     process.prepare(getattr(parsed, "threads", None))
     try:

@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsekern.atomic import replace_file
@@ -15,6 +13,9 @@ from sparsekern.atomic import replace_file
 
 def save_sealed(path: Path, form: str, version: int, text: str, tensors: dict[str, Tensor]) -> None:
     """Writes contiguous CPU tensors and a text. An old file stays whole until the new one is."""
+    # Here, not above: layers and kernels are of use where files cannot be written.
+    from safetensors.torch import save_file
+
     metadata = {
         "format": form,
         "version": str(version),
@@ -29,6 +30,8 @@ def load_sealed(path: Path, form: str, version: int, error: type[ValueError]) ->
 
     Raises FileNotFoundError, or `error` for a file that is truncated, damaged, of another format or newer.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise FileNotFoundError(f"no {form.removeprefix('sparsekern ')} at {path}")
     try:
