@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         print(f"benchmarks gpu: {error}", file=sys.stderr)
         return 1
-    target = folder(place.slug(device), options)
+    target = folder(place.name_of(device), options.smoke, options.output)
     target.mkdir(parents=True, exist_ok=True)
     clock = clock_of(device)
     end = time.monotonic() + options.budget

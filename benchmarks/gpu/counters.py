@@ -49,7 +49,7 @@ UNKNOWN = re.compile(r"Failed to find metric ([\w.]+)")
 def measure(options: Gpu, device: torch.device, clock: Clock, deadline: float) -> Iterator[dict[str, Any]]:
     """One entry a backend and precision: {"backend", "precision", "products"}, or why ncu does not answer."""
     for backend in ways.serving(device, options.backends):
-        if backend == "reference" and device.type == "cuda":
+        if backend == "reference":  # has no kernels of its own
             continue
         for precision in ("bfloat16", "float32"):
             if ways.served_by(backend, "linear", ways.DTYPES[precision], device) != backend:
@@ -103,6 +103,8 @@ def environment() -> dict[str, str]:
 def summary(text: str, metrics: dict[str, str], precision: str, device: torch.device) -> dict[str, Any]:
     """The kernels of each product; the longest is the one that the roofline is about."""
     found = re.search(r"edges (\d+), tokens (\d+)", text)
+    if found is None:
+        raise ValueError("the products did not run to their end")
     edges, tokens = int(found[1]), int(found[2])
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     size = ways.DTYPES[precision].itemsize

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,8 +31,11 @@ from sparsekern.nn import SparseLayer
 TOLERANCE = 5e-2
 CHECKED_IMAGES = 4
 LONGEST = 2.0  # seconds of a step; what takes longer is noted and not timed
-OWN_MODULES_AT = 98.0  # percent; the library's own model, with its fused modules, is measured there alone
+BUILDING = 0.7  # of the time that is left; the rest is for the rounds
+DENSE = ("bfloat16", "TF32", "float32")
 SPARSITIES_FROM = 90.0
+FIRST_SPARSITY = 98.0  # the library's own model, with its fused modules, is measured there alone
+FLOAT32_AT = (90.0, 95.0, 98.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ SMOKE_NETWORKS = {
 
 @dataclass
 class Candidate:
-    """A network in training on its own batch layout, under autocast to a half precision or in float32."""
+    """A network in training, under autocast to a half precision or in float32; `twin` is a dense one of its structure.
+
+    Candidates of one sparsity share their model and optimizer.
+    """
 
     name: str
     model: nn.Module
@@ -94,7 +100,7 @@ class Candidate:
     sparsity: float | None = None
     backend: str | None = None
     layout: torch.memory_format = torch.contiguous_format
-    notes: list[str] = field(default_factory=list)
+    twin: nn.Module | None = None
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -129,7 +135,8 @@ def measure(options: Gpu, device: torch.device, clock: Clock, deadline: float) -
             yield {"network": name, "results": [], "notes": ["not measured: the time was over"]}
             continue
         own_deadline = now + (deadline - now) / (len(networks) - index)
-        yield measure_network(name, network, options, device, clock, own_deadline)
+        entry = measure_network(name, network, options, device, clock, own_deadline)
+        yield entry | {"seconds": round(time.monotonic() - now, 1)}
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -140,20 +147,29 @@ def measure_network(
     notes: list[str] = []
     rows: dict[str, dict[str, Any]] = {}
     ready: dict[str, Candidate] = {}
-    for make in makers(network, options, device, notes):
-        if time.monotonic() > deadline:
+    now = time.monotonic()
+    built_until = now + BUILDING * (deadline - now)
+    for make in makers(network, options, device):
+        if time.monotonic() > built_until:
             notes.append("the time was over before every candidate had been built")
             break
         try:
-            candidate, entry = built(make, network, device, clock)
+            made = make()
         except Exception as failure:
             if is_fatal(failure):
                 raise
-            notes.append(f"{make.keywords.get('name', 'a candidate')}: failed ({type(failure).__name__}: {first_line(failure)})")
+            notes.append(f"a network could not be built ({type(failure).__name__}: {first_line(failure)})")
             continue
-        notes += candidate.notes
-        if not candidate.notes:
-            ready[candidate.name], rows[candidate.name] = candidate, entry
+        for candidate in made:
+            print(f"checking {name}, {candidate.name}", file=sys.stderr, flush=True)
+            try:
+                check(candidate, network, device)
+                rows[candidate.name] = memory(candidate, network, device, clock)
+                ready[candidate.name] = candidate
+            except Exception as failure:
+                if is_fatal(failure):
+                    raise
+                notes.append(f"{candidate.name}: not timed ({type(failure).__name__}: {first_line(failure)})")
     print(f"timing {len(ready)} candidates of {name}", file=sys.stderr, flush=True)
     calls = {label: lambda inputs, each=each: each.step(*inputs) for label, each in ready.items()}
     results = []
@@ -161,7 +177,7 @@ def measure_network(
         times, failed = interleaved(clock, lambda _: batch(network, device), calls, options.rounds, deadline)
         notes += failed
         for label, found in times.items():
-            parts = {part: timing.as_dict() for part, timing in zip(PARTS, found.parts, strict=True)}
+            parts = {part: timing.median for part, timing in zip(PARTS, found.parts, strict=True)}
             results.append(
                 rows[label] | {"ms": found.total.as_dict(), "parts_ms": parts, "host_ms": found.host.median}
             )
@@ -171,82 +187,90 @@ def measure_network(
     return {"network": name, "batch": network.batch, "size": network.size, "results": results, "notes": notes}
 
 
-def makers(network: Network, options: Gpu, device: torch.device, notes: list[str]) -> Iterator[partial[Candidate]]:
-    """What makes the candidates, in the order of their value."""
+def makers(network: Network, options: Gpu, device: torch.device) -> Iterator[Callable[[], list[Candidate]]]:
+    """What makes the candidates, a network of its own for each sparsity, in the order of their value."""
     torch.manual_seed(options.seed)
     with torch.device(device):
         start = network.make()
-    for precision in ("bfloat16", "TF32", "float32"):
-        yield partial(dense, network, start, precision, name=f"dense {precision}")
-    backends = [name for name in ways.serving(device, options.backends) if name != "reference"] or ["reference"]
-    wanted = sorted((each for each in options.sparsity if each >= SPARSITIES_FROM), key=lambda each: (each != 98.0, each))
-    for backend in backends:
-        for precision in ("bfloat16", "float32"):
-            for sparsity in wanted:
-                label = f"sparsekern {backend} {precision} at {sparsity:g}%"
-                yield partial(sparse, network, start, precision, backend, sparsity, name=label)
-    if not options.smoke and OWN_MODULES_AT not in wanted:
-        return
-    label = f"sparsekern.models {backends[0]} bfloat16 at {OWN_MODULES_AT:g}%"
-    with torch.device(device):
-        ours = network.ours()
-    yield partial(sparse, network, ours, "bfloat16", backends[0], OWN_MODULES_AT, name=label, has_twin=False)
+    yield lambda: dense(network, start)
+    wanted = sorted((s for s in options.sparsity if s >= SPARSITIES_FROM), key=lambda s: (s != FIRST_SPARSITY, s))
+    backends = tuple(name for name in ways.serving(device, options.backends) if name != "reference") or ("reference",)
+    for sparsity in wanted:
+        yield partial(sparse, network, start, sparsity, backends)
+    if options.smoke or FIRST_SPARSITY in wanted:
+        yield partial(own_modules, network, device, backends[0])
 
 
-def dense(network: Network, start: nn.Module, precision: str, name: str) -> Candidate:
+def dense(network: Network, start: nn.Module) -> list[Candidate]:
     model = copy.deepcopy(start).to(memory_format=network.layout)
-    return Candidate(name, model, network.optimizer(model), precision, layout=network.layout)
+    optimizer = network.optimizer(model)
+    return [
+        Candidate(f"dense {precision}", model, optimizer, precision, layout=network.layout) for precision in DENSE
+    ]
 
 
-def sparse(
-    network: Network,
-    start: nn.Module,
-    precision: str,
-    backend: str,
-    sparsity: float,
-    name: str,
-    has_twin: bool = True,
-) -> Candidate:
-    """Checked against a dense twin with its zeros, in float32, where the model is the same; else by its loss alone."""
+def sparse(network: Network, start: nn.Module, sparsity: float, backends: tuple[str, ...]) -> list[Candidate]:
+    """One network of this sparsity, through each backend in each precision."""
     model = copy.deepcopy(start)
     sparsekern.sparsify(model, density=1 - sparsity / 100)
-    candidate = Candidate(name, model, network.optimizer(model), precision, sparsity, backend)
-    if has_twin:
-        device = next(model.parameters()).device
-        with candidate.context(), ways.tensor_cores(False):
-            difference = disagreement(model, copy.deepcopy(start), *batch(network, device, CHECKED_IMAGES))
-        if not difference <= TOLERANCE:
-            candidate.notes.append(f"{name}: WRONG, gradients differ from the dense twin's by {difference:.1e}, not timed")
-    return candidate
+    optimizer = network.optimizer(model)
+    precisions = ("bfloat16", "float32") if sparsity in FLOAT32_AT else ("bfloat16",)
+    return [
+        Candidate(
+            f"sparsekern {backend} {precision} at {sparsity:g}%", model, optimizer, precision, sparsity, backend, twin=start
+        )
+        for backend in backends
+        for precision in precisions
+    ]
 
 
-def built(
-    make: partial[Candidate], network: Network, device: torch.device, clock: Clock
-) -> tuple[Candidate, dict[str, Any]]:
-    """A candidate that may be timed, or has notes that say why not; and its bytes, what it holds and a step's most."""
-    print(f"building {make.keywords['name']}", file=sys.stderr, flush=True)
-    candidate = make()
-    if candidate.notes:
-        return candidate, {}
+def own_modules(network: Network, device: torch.device, backend: str) -> list[Candidate]:
+    with torch.device(device):
+        model = network.ours()
+    sparsekern.sparsify(model, density=1 - FIRST_SPARSITY / 100)
+    name = f"sparsekern.models {backend} bfloat16 at {FIRST_SPARSITY:g}%"
+    return [Candidate(name, model, network.optimizer(model), "bfloat16", FIRST_SPARSITY, backend)]
+
+
+def check(candidate: Candidate, network: Network, device: torch.device) -> None:
+    """Compares a sparse network's gradients with those of a dense twin with its zeros, both in float32.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if candidate.twin is None:
+        return
+    with candidate.context(), ways.tensor_cores(False):
+        twin = copy.deepcopy(candidate.twin)
+        difference = disagreement(candidate.model, twin, *batch(network, device, CHECKED_IMAGES))
+    if not difference <= TOLERANCE:
+        raise ValueError(f"WRONG: gradients differ from the dense twin's by {difference:.1e}")
+
+
+def memory(candidate: Candidate, network: Network, device: torch.device, clock: Clock) -> dict[str, Any]:
+    """What a candidate is, and its bytes: what it holds, and those on top at a step's most.
+
+    Raises:
+        ValueError: a step takes too long to be timed.
+    """
     images, labels = batch(network, device)
-    candidate_step = candidate.step(images, labels)
-    clock.peak(candidate_step)  # makes the optimizer's state, and compiles what is compiled
+    clock.peak(candidate.step(images, labels))  # makes the optimizer's state, and compiles what is compiled
     began = time.perf_counter()
     peak = clock.peak(candidate.step(images, labels))
     took = time.perf_counter() - began
     if took > LONGEST:
-        candidate.notes.append(f"{candidate.name}: a step takes {took:.1f} s, not timed (its peak is {peak} bytes)")
+        raise ValueError(f"a step takes {took:.1f} s, with {peak} bytes at its most beside what is held")
     model = candidate.model
     tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
     state = [v for each in candidate.optimizer.state.values() for v in each.values() if isinstance(v, Tensor)]
     candidate.optimizer.zero_grad()
-    sparse_layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
-    return candidate, {
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    return {
         "candidate": candidate.name,
         "precision": candidate.precision,
         "sparsity": candidate.sparsity,
         "backend": candidate.backend,
-        "edges": sum(layer.nnz for layer in sparse_layers) or None,
+        "edges": sum(layer.nnz for layer in layers) or None,
         "bytes": {"held": sum(each.nbytes for each in (*tensors.values(), *state)), "peak": peak},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def parse(arguments: Sequence[str], prog: str = "python -m benchmarks gpu") -> G
     )
 
 
-def folder(machine: str, options: Gpu) -> Path:
-    """Where results go: as asked, else by the machine's name; rehearsals never among the results."""
-    if options.output is not None:
-        return options.output
-    return SMOKE_OUTPUT if options.smoke else RESULTS / machine / "gpu"
+def folder(machine: str, smoke: bool, output: Path | None) -> Path:
+    """Where results go: as asked, else by the GPU's name; rehearsals never among the results."""
+    if output is not None:
+        return output
+    return SMOKE_OUTPUT if smoke else RESULTS / re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") / "gpu"

@@ -33,10 +33,8 @@ def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
     return found | {"commit": commit or found["commit"], "gpu": _gpu(device) if device.type == "cuda" else None}
 
 
-def slug(device: torch.device) -> str:
-    """The folder's name: nvidia-h200."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
