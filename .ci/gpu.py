@@ -2,14 +2,15 @@
 
 Builds the extension with the torch that is there, runs the tests that have a GPU in them, measures, has
 compute-sanitizer watch the kernels, and runs the rest of the tests in what time is left. Each step is a process of its
-own with a limit; a step that fails or takes too long is noted, and the next begins. What a step found is on disk when it
-ends, in gpu.json, in the files of `python -m benchmarks gpu` and in logs/. Needs no network, and of Python packages none
+own with a limit; a step that fails or takes too long is noted, and the next begins. What a step found is on disk when
+it ends, in gpu.json, in the files of `python -m benchmarks gpu` and in logs/. Needs no network, and no Python packages
 but torch, pybind11 and setuptools; without pytest the tests are left out.
 
 The exit code says whether the tests passed: 0, or 1 where one failed, none ran, or the build failed.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -61,7 +62,9 @@ class Session:
         self.interrupted = False
         self.steps = {}
         self.started = time.strftime("%Y-%m-%d")
-        self.environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        self.environment = dict(
+            os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        )
 
     def run(self):
         wanted = [name for name in SHARES if name in self.options.sections]
@@ -103,7 +106,11 @@ class Session:
         if find_spec("pytest") is None:
             return {"ended": "left out: pytest is not installed"}
         # running_triton.py is no test_*.py, for elsewhere it needs a process of its own.
-        on_gpu = ["-m", "gpu", "tests", "tests/running_triton.py"] if self.options.device == "cuda" else ["tests/test_gpu.py"]
+        on_gpu = (
+            ["-m", "gpu", "tests", "tests/running_triton.py"]
+            if self.options.device == "cuda"
+            else ["tests/test_gpu.py"]
+        )
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         code = self.call("tests", [*pytest(), *on_gpu], limit, environment)
         return tested(code, self.log("tests"), limit)
@@ -190,6 +197,9 @@ class Session:
             except subprocess.TimeoutExpired:
                 stop(process)
                 return None
+            except KeyboardInterrupt:
+                stop(process)
+                raise
             finally:
                 self.running.discard(process)
 
@@ -221,8 +231,10 @@ class Session:
             return False
         tests = [self.steps[name] for name in ("tests", "suite") if name in self.steps]
         watched_well = "FOUND" not in self.steps.get("sanitizer", {}).get("ended", "")
-        return watched_well and not any(step.get("failed") for step in tests) and (
-            "tests" not in self.options.sections or self.steps.get("tests", {}).get("passed", 0) > 0
+        return (
+            watched_well
+            and not any(step.get("failed") for step in tests)
+            and ("tests" not in self.options.sections or self.steps.get("tests", {}).get("passed", 0) > 0)
         )
 
     def interrupt(self):
@@ -292,10 +304,8 @@ def stop(process):
             process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             continue
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # children that outlive their parent
-    except ProcessLookupError:
-        pass
+    with contextlib.suppress(ProcessLookupError):  # children that outlive their parent
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def gpu_name():

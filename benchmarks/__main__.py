@@ -18,6 +18,8 @@ COMMANDS = {
     "updates": ("time of one topology update by the layer's width", options.Updates),
     "digits": ("accuracy on digits of every growth method", options.Digits),
     "tost": ("accuracy on digits of ToST's ingredients", options.Tost),
+    "gpu-page": ("write docs/gpu-measured.md from the files of make gpu", options.GpuPage),
+    "crossover": ("write the table of where dense measured faster, from the result files", options.Crossover),
     "readme": ("copy the measured tables and charts into README.md", options.Readme),
 }
 
@@ -53,7 +55,7 @@ def measure(command: str, arguments: Sequence[str]) -> int:
     process.prepare(getattr(parsed, "threads", None))
     try:
         # Only now may torch be imported: it and other libraries read the number of threads as they are loaded.
-        importlib.import_module(f"benchmarks.{command}").run(parsed)
+        importlib.import_module(f"benchmarks.{command.replace('-', '_')}").run(parsed)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"benchmarks {command}: {error}", file=sys.stderr)
         return 1

@@ -104,7 +104,7 @@ class Problem:
 
     @torch.no_grad()
     def expected(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, input gradient and the weight's gradient at the edges, row-major, of these very values, in float64."""
+        """Output, input gradient and the weight's gradient at the edges (row-major) of these very values, float64."""
         products, wide, wide_grad = DenseProducts(self.layer), x.double(), grad.double()
         w = self.layer.weight.double() * self.mask
         y = products.forward(wide, w, self.layer.bias.double())

@@ -122,7 +122,7 @@ def interleaved(
     deadline: float,
     warm_up: int = 2,
 ) -> tuple[dict[str, Measured], list[str]]:
-    """Times each candidate once a round, as `benchmarks.timing.interleaved` does, until the rounds or the time are over.
+    """Times each candidate once a round, as `benchmarks.timing.interleaved` does, until rounds or time are over.
 
     Args:
         make_inputs: the round's number to its inputs.

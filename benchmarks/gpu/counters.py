@@ -74,9 +74,7 @@ def profile(backend: str, precision: str, options: Gpu, device: torch.device, se
         ncu = ["ncu", "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw"]
         command = [*ncu, "--metrics", ",".join(metrics.values()), *target] if on_gpu else target
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds
-            )
+            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return {"failed": f"stopped after {seconds:.0f} s"}
         text = done.stdout + done.stderr

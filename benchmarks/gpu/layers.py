@@ -49,9 +49,7 @@ def measure(
             torch.cuda.empty_cache()
 
 
-def measure_layer(
-    shape: Shape, options: Gpu, device: torch.device, clock: Clock, deadline: float
-) -> dict[str, Any]:
+def measure_layer(shape: Shape, options: Gpu, device: torch.device, clock: Clock, deadline: float) -> dict[str, Any]:
     layer = cases.dense_layer(shape, device)
     notes: list[str] = []
     admitted: list[tuple[Way, float]] = []
@@ -101,10 +99,8 @@ def makers(
         yield at_this
 
 
-def admit(
-    way: Way, shape: Shape, layer: nn.Linear | nn.Conv2d, device: torch.device, notes: list[str]
-) -> list[float]:
-    """The way's largest error where it may be timed; nothing, and a note, where it is wrong, fails or takes too long."""
+def admit(way: Way, shape: Shape, layer: nn.Linear | nn.Conv2d, device: torch.device, notes: list[str]) -> list[float]:
+    """The way's largest error where it may be timed; nothing, and a note, where it is wrong, fails or is too slow."""
     try:
         x, grad = (way.taken(tensor) for tensor in cases.draw(shape, layer, device))
         expected = expected_results(way, shape, layer, x, grad)
@@ -212,7 +208,7 @@ def step_bytes(
     device: torch.device,
     clock: Clock,
 ) -> dict[str, int | None]:
-    """Bytes that the way holds (parameters, indices, Adam's state) and those on top at a step's most, input not counted."""
+    """Bytes that the way holds (parameters, indices, Adam's state), and on top at a step's most, without the input."""
     inputs = Inputs(*cases.draw(shape, layer, device))
     inputs.of(way)
     peak = None
@@ -265,9 +261,11 @@ def speeds(rows: list[dict[str, Any]], way: str, against: str, what: str) -> dic
 
 
 def break_evens(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From which sparsity on the step with Adam beats the best dense step: for each sparse way and what it is held to."""
+    """From which sparsity on the step with Adam beats the best dense one, for each sparse way."""
     found = []
-    for name, precision in dict.fromkeys((each["way"], each["precision"]) for each in rows if each["family"] in (OURS, CSR)):
+    for name, precision in dict.fromkeys(
+        (each["way"], each["precision"]) for each in rows if each["family"] in (OURS, CSR)
+    ):
         for against in AGAINST[precision]:
             if by_sparsity := speeds(rows, name, against, "Adam"):
                 even = BreakEven.of(by_sparsity).as_dict()

@@ -26,8 +26,8 @@ from benchmarks.twin import disagreement
 from sparsekern.models import make_model
 from sparsekern.nn import SparseLayer
 
-# The largest relative difference (2-norm) of a parameter's gradient from a dense twin's, in float32: ReLUs that rounding
-# switches make some thousandths.
+# The largest relative difference (2-norm) of a parameter's gradient from a dense twin's, in float32: ReLUs that are
+# switched by rounding make some thousandths.
 TOLERANCE = 5e-2
 CHECKED_IMAGES = 4
 LONGEST = 2.0  # seconds of a step; what takes longer is noted and not timed
@@ -61,9 +61,7 @@ def sgd(model: nn.Module) -> Optimizer:
 
 NETWORKS = {
     "ViT-B/16": Network(ViT, lambda: make_model("vit-b", 3, 224, 1000), adamw, 224, 1000, 64),
-    "ResNet-50": Network(
-        ResNet, lambda: make_model("resnet50", 3, 224, 1000), sgd, 224, 1000, 64, torch.channels_last
-    ),
+    "ResNet-50": Network(ResNet, lambda: make_model("resnet50", 3, 224, 1000), sgd, 224, 1000, 64, torch.channels_last),
 }
 SMOKE_NETWORKS = {
     "tiny ViT": Network(
@@ -178,9 +176,7 @@ def measure_network(
         notes += failed
         for label, found in times.items():
             parts = {part: timing.median for part, timing in zip(PARTS, found.parts, strict=True)}
-            results.append(
-                rows[label] | {"ms": found.total.as_dict(), "parts_ms": parts, "host_ms": found.host.median}
-            )
+            results.append(rows[label] | {"ms": found.total.as_dict(), "parts_ms": parts, "host_ms": found.host.median})
     except OutOfTime as error:
         notes.append(str(error))
         results = [entry | {"ms": None} for entry in rows.values()]  # memory at least
@@ -204,9 +200,7 @@ def makers(network: Network, options: Gpu, device: torch.device) -> Iterator[Cal
 def dense(network: Network, start: nn.Module) -> list[Candidate]:
     model = copy.deepcopy(start).to(memory_format=network.layout)
     optimizer = network.optimizer(model)
-    return [
-        Candidate(f"dense {precision}", model, optimizer, precision, layout=network.layout) for precision in DENSE
-    ]
+    return [Candidate(f"dense {precision}", model, optimizer, precision, layout=network.layout) for precision in DENSE]
 
 
 def sparse(network: Network, start: nn.Module, sparsity: float, backends: tuple[str, ...]) -> list[Candidate]:
@@ -217,7 +211,13 @@ def sparse(network: Network, start: nn.Module, sparsity: float, backends: tuple[
     precisions = ("bfloat16", "float32") if sparsity in FLOAT32_AT else ("bfloat16",)
     return [
         Candidate(
-            f"sparsekern {backend} {precision} at {sparsity:g}%", model, optimizer, precision, sparsity, backend, twin=start
+            f"sparsekern {backend} {precision} at {sparsity:g}%",
+            model,
+            optimizer,
+            precision,
+            sparsity,
+            backend,
+            twin=start,
         )
         for backend in backends
         for precision in precisions

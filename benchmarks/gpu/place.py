@@ -80,7 +80,7 @@ def where(place: dict[str, Any]) -> str:
     if gpu is None:
         return f"{place['processor']} (a rehearsal: no GPU), Python {place['python']}, {versions}"
     return (
-        f"{gpu['name']} ({gpu['multiprocessors']} multiprocessors, {gpu['memory_gib']:g} GiB, L2 {gpu['l2_mib']:g} MiB, "
-        f"sm_{gpu['capability'].replace('.', '')}), driver {gpu['driver']}, CUDA {gpu['cuda']}, nvcc {gpu['nvcc']}, "
-        f"Python {place['python']}, {versions}"
+        f"{gpu['name']} ({gpu['multiprocessors']} multiprocessors, {gpu['memory_gib']:g} GiB, "
+        f"L2 {gpu['l2_mib']:g} MiB, sm_{gpu['capability'].replace('.', '')}), "
+        f"driver {gpu['driver']}, CUDA {gpu['cuda']}, nvcc {gpu['nvcc']}, Python {place['python']}, {versions}"
     )

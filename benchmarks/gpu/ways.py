@@ -1,7 +1,7 @@
 """Ways to compute a layer's products and training step on a GPU: dense, masked dense, torch's CSR, and sparsekern's.
 
-A way's precision names what its time is compared with: a float32 layer is held against dense float32 and, apart from it,
-against dense TF32, which rounds operands to 10 bits.
+A way's precision names what its time is compared with: a float32 layer is held against dense float32 and, apart from
+it, against dense TF32, which rounds operands to 10 bits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ REFERENCE_FROM = 99.0
 class Way:
     """One way at one sparsity (None: dense, whatever is zero).
 
-    `mask` are the edges, of the dense weight's shape; `forward` runs under autograd, `products` take (x, grad) and do not; `at_edges` brings a gradient of `weight` into
-    the edges' row-major order. `layout` is the memory format of the activations.
+    `mask` are the edges, of the dense weight's shape; `forward` runs under autograd, `products` take (x, grad) and do
+    not; `at_edges` brings a gradient of `weight` into the edges' row-major order. `layout` is the memory format of the
+    activations.
     """
 
     name: str
@@ -105,7 +106,7 @@ def tensor_cores(on: bool) -> Iterator[None]:
 
 
 def dense_ways(problem: Problem, precisions: tuple[str, ...]) -> list[Way]:
-    """Dense at its best: each precision, in half ones with float32 and with half weights, and both layouts of images."""
+    """Dense at its best: each precision, half ones with float32 and with half weights, both layouts of images."""
     layouts = {"": torch.contiguous_format}
     if isinstance(problem.layer, nn.Conv2d):
         layouts = {" NCHW": torch.contiguous_format, " NHWC": torch.channels_last}
@@ -322,5 +323,3 @@ def optimizers(parameters: list[nn.Parameter]) -> dict[str, torch.optim.Optimize
         "Adam": torch.optim.Adam(parameters, lr=1e-9, fused=True),
         "SGD": torch.optim.SGD(parameters, lr=1e-9, momentum=0.9, fused=True),
     }
-
-
