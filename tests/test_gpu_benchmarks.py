@@ -1,5 +1,6 @@
 """`python -m benchmarks gpu` and `make gpu`, rehearsed on the CPU: no GPU's time is to be spent on their mistakes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.gpu import cases, command, counters, layers, networks, page, profiled, ways
-from benchmarks.gpu.clock import Call, CpuClock, OutOfTime, interleaved, is_fatal
+from benchmarks.gpu import cases, command, counters, layers, networks, page, place, profiled, ways
+from benchmarks.gpu.clock import Call, CpuClock, CudaClock, OutOfTime, interleaved, is_fatal
 from benchmarks.gpu.exercise import main as exercise
 from benchmarks.gpu.options import SECTIONS, folder, parse
 from benchmarks.options import RESULTS
@@ -97,6 +99,62 @@ def test_counters_without_a_gpu():
     assert late["failed"] == "not measured: the time was over"
 
 
+@pytest.fixture
+def pretended(monkeypatch):
+    """torch.cuda as far as it is asked for here, with a time that goes on by a millisecond at each event."""
+    now, log = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            now[0] += 1.0
+            self.at = now[0]
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    properties = SimpleNamespace(
+        name="NVIDIA X1", major=9, minor=0, multi_processor_count=132, total_memory=139 << 30, L2_cache_size=1 << 20
+    )
+    for name, value in {
+        "Event": Event,
+        "synchronize": lambda: log.append("synchronize"),
+        "_sleep": lambda cycles: log.append(("sleep", cycles)),
+        "get_device_properties": lambda device: properties,
+        "get_device_name": lambda device: properties.name,
+        "reset_peak_memory_stats": lambda: log.append("reset"),
+        "memory_allocated": lambda: 100,
+        "max_memory_allocated": lambda: 130,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return log
+
+
+def test_a_gpus_clock(pretended):
+    timer = CudaClock(CPU)
+    assert timer._flushed.numel() == 4 << 20  # four times the cache
+    order = []
+    entered = contextlib.contextmanager(lambda: (order.append("in"), (yield), order.append("out"))[1])
+    times, host = timer.time(Call([lambda: order.append(1), lambda: order.append(2)], entered), ahead=1e-3)
+    assert times == pytest.approx([1e-3, 1e-3])
+    assert order == ["in", 1, 2, "out"]
+    assert 0 < host < 1
+    assert pretended == ["synchronize", ("sleep", int(1.55e-3 * 2e9)), "synchronize"]
+    timer.time(Call([lambda: None]), ahead=5.0)
+    assert pretended[-2] == ("sleep", int(0.02 * 2e9))  # not for as long as a call that waits
+    assert timer.peak(Call([lambda: None])) == 30
+
+
+def test_a_gpus_description(pretended):
+    found = place.describe(torch.device("cuda", 0), "0123456789ab")
+    assert found["commit"] == "0123456789ab"
+    gpu = found["gpu"]
+    assert (gpu["name"], gpu["capability"], gpu["multiprocessors"], gpu["l2_mib"]) == ("NVIDIA X1", "9.0", 132, 1.0)
+    assert "NVIDIA X1 (132 multiprocessors, 139 GiB, L2 1 MiB, sm_90)" in place.where(found)
+
+
 # What goes wrong
 
 
@@ -160,6 +218,17 @@ def test_a_fault_of_the_gpu_ends_the_section(tmp_path, monkeypatch):
     assert (tmp_path / "ceilings.json").exists()
     assert is_fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not is_fatal(RuntimeError("CUDA out of memory"))
+
+
+def test_what_is_too_slow_is_not_tried_with_more_edges(monkeypatch):
+    monkeypatch.setattr(networks, "LONGEST", 0.0)
+    options = parse([*SMOKE, "--backends", "cpu", "--sparsity", "90", "95", "98"])
+    network = networks.SMOKE_NETWORKS["tiny ViT"]
+    entry = networks.measure_network("tiny ViT", network, options, CPU, CpuClock(), time.monotonic() + 60)
+    assert entry["results"] == []
+    notes = [note for note in entry["notes"] if "sparsekern cpu bfloat16" in note]
+    assert ["a step takes" in note for note in notes] == [True, False, False]
+    assert all("too slow at 98% already" in note for note in notes[1:])
 
 
 def test_the_time_is_over(monkeypatch):

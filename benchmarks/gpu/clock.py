@@ -128,7 +128,7 @@ def interleaved(
         make_inputs: the round's number to its inputs.
         candidates: by name; each prepares, untimed, from the inputs.
         rounds: rounds that count; `warm_up` more come first and do not.
-        deadline: of time.monotonic(); from LEAST_ROUNDS on no round begins after it.
+        deadline: of time.monotonic(); no round begins after it, nor, from LEAST_ROUNDS on, one that would end after it.
 
     Returns:
         The times, and a note for each candidate that failed on the way.
@@ -141,9 +141,10 @@ def interleaved(
     hosts: dict[str, list[float]] = {name: [] for name in names}
     ahead = dict.fromkeys(names, 1e-3)
     notes: list[str] = []
-    done = 0
+    done, took = 0, 0.0
     for index in range(warm_up + rounds):
-        if time.monotonic() > deadline:
+        began = time.monotonic()
+        if began + (took if done >= LEAST_ROUNDS else 0.0) > deadline:
             break
         inputs = make_inputs(index)
         start = index % max(1, len(names))
@@ -164,7 +165,7 @@ def interleaved(
             if index >= warm_up:
                 taken[name].append(times)
                 hosts[name].append(host)
-        done = max(0, index + 1 - warm_up)
+        done, took = max(0, index + 1 - warm_up), time.monotonic() - began
     if done < LEAST_ROUNDS:
         raise OutOfTime(f"{done} of at least {LEAST_ROUNDS} rounds when the time was over")
     return {name: _measured(taken[name], hosts[name]) for name in names}, notes

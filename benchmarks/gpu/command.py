@@ -61,6 +61,8 @@ def measure(
         "ended": None,
         "entries": [],
     }
+    # Single convolutions have cudnn try all its ways; in whole networks that would take most of the time.
+    torch.backends.cudnn.benchmark = section == "convolutions"
     path, began = target / f"{section}.json", time.monotonic()
     try:
         for entry in entries(section, options, device, clock, deadline):
