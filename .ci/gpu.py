@@ -108,12 +108,7 @@ class Session:
     def tests(self, limit):
         if find_spec("pytest") is None:
             return {"ended": "left out: pytest is not installed"}
-        # running_triton.py is no test_*.py, for elsewhere it needs a process of its own.
-        on_gpu = (
-            ["-m", "gpu", "tests", "tests/running_triton.py"]
-            if self.options.device == "cuda"
-            else ["tests/test_gpu.py"]
-        )
+        on_gpu = ["-m", "gpu", "tests"] if self.options.device == "cuda" else ["tests/test_gpu.py"]
         environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         code = self.call("tests", [*pytest(), *on_gpu], limit, environment)
         return tested(code, self.log("tests"), limit)
@@ -256,16 +251,17 @@ class Session:
 
 def pytest():
     # A line a test: what was done before a process is stopped can be read from them.
-    return [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-rs", "-p", "no:cacheprovider"]
+    options = ["-o", "addopts=", "-v", "-rsE", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    return [sys.executable, "-m", "pytest", *options]
 
 
 def tested(code, text, limit):
     """What pytest's own lines say; `code` None: it was stopped."""
     outcomes = OUTCOME.findall(text)
     failures = [name for name, outcome in outcomes if outcome in ("FAILED", "ERROR")]
+    failures += re.findall(r"^ERROR (\S+\.py)(?= - |$)", text, re.MULTILINE)  # of collection
     counts = {word: sum(outcome == word.upper() for _, outcome in outcomes) for word in ("passed", "skipped")}
     reasons = sorted(set(re.findall(r"^SKIPPED \[\d+\] (.*)$", text, re.MULTILINE)))
-    # Errors of collection have no line of a test.
     failed = len(failures) or int(code not in (0, 5, None))
     ended = f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped"
     if code is None:

@@ -16,6 +16,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "on_the_gpu" in item.name:  # in a process of its own, which a mark would not reach
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector):
     outcome = yield
@@ -38,6 +44,16 @@ def skip_without_package(report, path):
 def device(request):
     """The CPU, and a GPU where there is one."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def default_device(device):
+    """The same; what a test makes without saying where lies there. Dense float32 convolutions are exact."""
+    if device.type == "cpu":
+        yield device
+        return
+    with device, torch.backends.cudnn.flags(enabled=False):
+        yield device
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 
 import sparsekern
 from sparsekern import Pattern, SparseConv2d, SparseLinear
+from sparsekern.models import make_model
 
 HAS_GPU = torch.cuda.is_available()
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]
@@ -198,3 +199,49 @@ def test_layers_move_between_devices(device):
     pattern = Pattern.random((5, 6), 11).to(device)
     assert pattern.device.type == device.type
     pattern.validate()
+
+
+MODULES = {
+    "batch norm": (lambda: sparsekern.nn.BatchNorm2d(4, activation="relu"), (3, 4, 5, 6)),
+    "GELU": (sparsekern.nn.GELU, (3, 4, 5)),
+    "ViT": (lambda: make_model("vit", 3, 8, 5, width=12, depth=1, heads=2, patch=4), (2, 3, 8, 8)),
+    "ResNet": (lambda: make_model("resnet", 3, 16, 5, width=4, depth=8), (4, 3, 16, 16)),
+    "encoder": (lambda: torch.nn.Sequential(torch.nn.TransformerEncoderLayer(16, 2, 32, 0.0)), (5, 2, 16)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpu)])
+def test_networks_compute_on_a_gpu_what_they_do_on_the_cpu(name, device):
+    make, shape = MODULES[name]
+    torch.manual_seed(0)
+    module = make()
+    if any(isinstance(each, torch.nn.Linear) for each in module.modules()):
+        sparsekern.sparsify(module, 0.4)
+    twin = copy.deepcopy(module).to(device)
+    x = torch.randn(shape)
+    on_cpu, there = x.clone().requires_grad_(), x.to(device).requires_grad_()
+    with torch.backends.cudnn.flags(enabled=False):
+        y, found = module(on_cpu), twin(there)
+        torch.testing.assert_close(found.cpu(), y, atol=1e-4, rtol=1e-4)
+        weights = torch.randn_like(y)
+        (y * weights).sum().backward()
+        (found * weights.to(device)).sum().backward()
+    torch.testing.assert_close(there.grad.cpu(), on_cpu.grad, atol=1e-3, rtol=1e-3)
+    for mine, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad.cpu(), mine.grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpu)])
+def test_masks_are_found_on_a_gpu(method, device):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 40), torch.nn.Tanh(), torch.nn.Linear(40, 5)).to(device)
+    batches = [(torch.randn(16, 12, device=device), torch.randint(5, (16,), device=device))]
+    given = {"magnitude": (), "synflow": (torch.ones(1, 12, device=device),)}.get(method, (batches,))
+    found = getattr(sparsekern.masks, method)(model, 0.1, *given)
+    found.apply(model)
+    layers = [layer for layer in model if isinstance(layer, SparseLinear)]
+    assert sum(layer.nnz for layer in layers) == round(0.1 * 40 * 17)
+    assert all(tensor.device.type == device for layer in layers for tensor in (layer.weight, *layer.pattern.tensors()))
+    model(batches[0][0]).sum().backward()

@@ -472,7 +472,8 @@ def test_what_the_tests_and_the_sanitizer_say_is_read():
     assert found["failures"] == ["tests/test_a.py::test_c[x y]"]
     assert found["skipped_because"] == ["tests/test_a.py:3: there is no GPU"]
     assert module.tested(None, log[:40], 9)["ended"].startswith("stopped after 9 s: 1 passed")
-    assert module.tested(2, "ERROR tests/test_a.py - SyntaxError", 9)["failed"] == 1
+    assert module.tested(1, "ERROR tests/test_a.py - SyntaxError", 9)["failures"] == ["tests/test_a.py"]
+    assert module.tested(2, "no such option", 9)["ended"] == "0 passed, 1 failed, 0 skipped (no such option)"
     assert module.watched(0, "========= ERROR SUMMARY: 0 errors") == "found nothing"
     assert module.watched(9, "========= ERROR SUMMARY: 3 errors") == "FOUND 3 errors"
     assert module.watched(0, "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)") == "found nothing"
