@@ -54,8 +54,10 @@ class Session:
     """The steps of one run, their processes and what they came to."""
 
     def __init__(self, options):
+        """Raises RuntimeError where torch finds no GPU."""
         self.options = options
-        self.end = time.monotonic() + options.budget
+        # What stopping the last step takes is part of the time.
+        self.end = time.monotonic() + options.budget - min(2 * GRACE, 0.05 * options.budget)
         self.output = folder(gpu_name() if options.device == "cuda" else "cpu", options.smoke, options.output)
         self.logs = self.output / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,10 @@ class Session:
             limit = left * share
             began = time.monotonic()
             print(f"{name}: at most {max(0, limit):.0f} s", flush=True)
-            found = self.step(name, limit) if left > 1 else {"ended": "left out: the time was over"}
+            try:
+                found = self.step(name, limit) if left > 1 else {"ended": "left out: the time was over"}
+            except Exception as error:  # a mistake in one step is not to cost the others
+                found = {"ended": f"failed: {type(error).__name__}: {error}"}
             self.steps[name] = dict(found, seconds=round(time.monotonic() - began, 1))
             print(f"{name}: {found['ended']}, {self.steps[name]['seconds']} s", flush=True)
             self.save("running")
@@ -308,10 +313,17 @@ def stop(process):
 
 
 def gpu_name():
-    """As torch names it; "gpu" where there is none, which the steps then say themselves."""
+    """As torch names it.
+
+    Raises:
+        RuntimeError: there is none that torch can use, or no torch.
+    """
     code = "import torch; print(torch.cuda.get_device_name(0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "gpu"
+    if done.returncode:
+        why = last_line(done.stderr)
+        raise RuntimeError(f"torch of {sys.executable} can use no GPU ({why}); --device cpu --smoke rehearses without")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def commit():
@@ -345,7 +357,11 @@ def interrupted(number, frame):
 
 
 def main(arguments):
-    session = Session(parse(arguments))
+    try:
+        session = Session(parse(arguments))
+    except RuntimeError as error:
+        print(f"make gpu: {error}", file=sys.stderr)
+        return 1
     signal.signal(signal.SIGTERM, interrupted)
     code = 1
     try:
