@@ -180,7 +180,11 @@ class Session:
         code = self.call(name, command, limit)
         if code is None:
             return {"ended": stopped(limit) + "; what it had found is kept"}
-        return {"ended": "measured" if code == 0 else "failed: " + last_line(self.log(name))}
+        if code != 0:
+            return {"ended": "failed: " + last_line(self.log(name))}
+        path = self.output / f"{name}.json"
+        wrong = path.read_text().count("WRONG") if path.exists() else 0
+        return {"ended": "measured" + (f", {wrong} results WRONG and left out" if wrong else "")}
 
     def call(self, name, command, limit, environment=None):
         """The exit status of a command, or None where it was stopped; its output goes to logs/`name`.log."""

@@ -175,6 +175,19 @@ def test_a_way_that_computes_something_else_is_not_timed(monkeypatch):
     assert "sparsekern cpu bfloat16" in {row["way"] for row in entry["results"]}
 
 
+def test_a_way_that_cannot_be_made_does_not_cost_the_others(monkeypatch):
+    def full(problem, precisions):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(ways, "csr_ways", full)
+    monkeypatch.setattr(ways, "masked_ways", full)
+    options = parse([*SMOKE, "--backends", "cpu", "--sparsity", "80", "95"])
+    entry = layers.measure_layer(linear(16, 32, 24), options, CPU, CpuClock(), time.monotonic() + 60)
+    assert sum("could not be made (OutOfMemoryError: CUDA out of memory" in note for note in entry["notes"]) == 2
+    found = {(row["family"], row["sparsity"]) for row in entry["results"]}
+    assert found == {("dense", None), ("sparsekern", 80.0), ("sparsekern", 95.0)}
+
+
 def test_a_network_that_computes_something_else_is_not_timed(monkeypatch):
     monkeypatch.setattr(networks, "disagreement", lambda *networks_and_batch: 0.2)
     options = parse([*SMOKE, "--backends", "cpu", "--sparsity", "95"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -59,7 +59,15 @@ def measure_layer(shape: Shape, options: Gpu, device: torch.device, clock: Clock
         if time.monotonic() > checked_until:
             notes.append("the time was over before every way had been checked")
             break
-        admitted += [(way, error) for way in make() for error in admit(way, shape, layer, device, notes)]
+        try:
+            made = make()
+        except Exception as failure:
+            if is_fatal(failure):
+                raise
+            notes.append(f"ways that could not be made ({type(failure).__name__}: {first_line(failure)})")
+            continue
+        admitted += [(way, error) for way in made for error in admit(way, shape, layer, device, notes)]
+        del made
     print(f"timing {len(admitted)} ways of {shape.name}", file=sys.stderr, flush=True)
     entry = {
         "layer": shape.name,
@@ -89,14 +97,16 @@ def makers(
     missing = [name for name in options.backends if name not in backends]
     notes += [f"backend {name} cannot take tensors on {device.type}" for name in missing]
     for sparsity in sorted((each for each in options.sparsity if each >= shape.lowest), reverse=True):
+        at = cache(partial(problem, sparsity))  # one mask for all ways
 
-        def at_this(sparsity: float = sparsity) -> list[Way]:
-            at = problem(sparsity)
-            own, unserved = ways.our_ways(at, OUR_PRECISIONS, backends)
+        def own(at: Callable[[], Problem] = at) -> list[Way]:
+            made, unserved = ways.our_ways(at(), OUR_PRECISIONS, backends)
             notes.extend(note for note in unserved if note not in notes)
-            return [*own, *(ways.csr_ways(at, HALF) if sparsity in CSR_SPARSITIES else ())]
+            return made
 
-        yield at_this
+        yield own
+        if sparsity in CSR_SPARSITIES:
+            yield lambda at=at: ways.csr_ways(at(), HALF)
 
 
 def admit(way: Way, shape: Shape, layer: nn.Linear | nn.Conv2d, device: torch.device, notes: list[str]) -> list[float]:
