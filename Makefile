@@ -1,9 +1,10 @@
 # make train [ARGS="--density 0.02"]   trains the default network (see README.md)
 # make test  [ARGS="-k linear"]        lint, types and tests
 # make bench [ARGS="layers --help"]    measurements (see README.md)
+# make gpu   [ARGS="--sections layers"]  all there is to find out on a machine with a GPU, in 9 minutes (docs/gpu.md)
 # make sanitize [ARGS="-k linear"]     all tests on an extension built with ASan and UBSan, in build/sanitize
 #
-# All make .venv with the pinned requirements.txt and build the extension into the tree first.
+# All but gpu make .venv with the pinned requirements.txt and build the extension into the tree first.
 # PYTHON=python3 VENV=none uses that Python and its torch as they are and installs nothing.
 # PIP_ARGS passes options to pip: --index-url of a CPU-only build of torch, for one.
 
@@ -23,7 +24,7 @@ endif
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: train test bench sanitize lint build clean
+.PHONY: train test bench gpu sanitize lint build clean
 
 train: build
 	@$(RUN) .ci/check_machine.py train
@@ -35,6 +36,10 @@ test: lint
 
 bench: build
 	$(RUN) -m benchmarks $(or $(ARGS),--help)
+
+# With the Python and the torch that are there: the pinned torch is for the CPU, and there may be no network.
+gpu:
+	@$(PYTHON) .ci/gpu.py $(ARGS)
 
 sanitize: $(INSTALLED)
 	@$(RUN) .ci/check_machine.py build

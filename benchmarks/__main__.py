@@ -6,8 +6,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from benchmarks import options, process
 
 # name: (what it is for, class of its options); the module of that name has `run`, which takes them
@@ -21,12 +19,17 @@ COMMANDS = {
     "digits": ("accuracy on digits of every growth method", options.Digits),
     "tost": ("accuracy on digits of ToST's ingredients", options.Tost),
     "faults": ("what a run survives: kills, damaged files, a full disk, interruptions", options.Faults),
+    "gpu-page": ("write docs/gpu-measured.md from the files of make gpu", options.GpuPage),
+    "crossover": ("write the table of where dense measured faster, from the result files", options.Crossover),
     "readme": ("copy the measured tables and charts into README.md", options.Readme),
 }
 
+# Reads its own options, and keeps to nothing that tyro is needed for: a GPU machine's Python may lack it.
+GPU = ("gpu", "layers and whole networks on a GPU against dense and cuSPARSE; --device cpu --smoke rehearses")
+
 
 def usage() -> str:
-    lines = [f"  {name:10} {purpose}" for name, (purpose, _) in COMMANDS.items()]
+    lines = [f"  {name:10} {purpose}" for name, (purpose, _) in COMMANDS.items()] + [f"  {GPU[0]:10} {GPU[1]}"]
     head, tail = "usage: python -m benchmarks COMMAND ...", "python -m benchmarks COMMAND --help lists its options."
     return "\n".join([head, "", *lines, "", tail])
 
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return measure(arguments[0], arguments[1:])
+    if arguments and arguments[0] == GPU[0]:
+        return importlib.import_module("benchmarks.gpu.command").main(arguments[1:])
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -45,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(command: str, arguments: Sequence[str]) -> int:
+    import tyro
+
     parsed = tyro.cli(COMMANDS[command][1], prog=f"python -m benchmarks {command}", args=arguments)
     process.prepare(getattr(parsed, "threads", None))
     try:
         # Only now may torch be imported: it and other libraries read the number of threads as they are loaded.
-        importlib.import_module(f"benchmarks.{command}").run(parsed)
+        importlib.import_module(f"benchmarks.{command.replace('-', '_')}").run(parsed)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"benchmarks {command}: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ import torch
 from sparsekern import _C
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "numpy", "sparsekern", "sparseprop", "sparselab", "scipy")
+PACKAGES = ("torch", "triton", "numpy", "sparsekern", "sparseprop", "sparselab", "scipy")
 SOURCES = ("csrc", "sparsekern", "benchmarks/*.py", "benchmarks/*.cpp", "setup.py")
 
 

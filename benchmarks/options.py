@@ -259,3 +259,25 @@ class Readme:
 
     file: Path = ROOT / "README.md"
     """The page to fill."""
+
+
+@dataclass(frozen=True)
+class GpuPage:
+    """Writes the page of what was measured on GPUs from the files of `make gpu`."""
+
+    results: Path = RESULTS
+    """Folder with a folder for each machine."""
+    file: Path = ROOT / "docs" / "gpu-measured.md"
+    """The page."""
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Writes the table of where dense measured faster, which `sparsekern info` reads, and a page of it."""
+
+    results: Path = RESULTS
+    """Folder with a folder for each machine."""
+    table: Path = ROOT / "sparsekern" / "crossover.json"
+    """The table, which is part of the package."""
+    file: Path = ROOT / "docs" / "crossover.md"
+    """The page."""

@@ -1,7 +1,59 @@
+import re
+
 import pytest
 import torch
 
 from sparsekern import _C
+
+DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
+# What the Python of a GPU machine may lack. What needs one of these is skipped there, and says so.
+OPTIONAL = re.compile(r"ModuleNotFoundError: No module named '(hypothesis|psutil|rich|safetensors|tyro)\b")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "on_the_gpu" in item.name:  # in a process of its own, which a mark would not reach
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    outcome = yield
+    skip_without_package(outcome.get_result(), str(collector.path))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    skip_without_package(outcome.get_result(), str(item.path))
+
+
+def skip_without_package(report, path):
+    missing = OPTIONAL.search(str(report.longrepr)) if report.outcome == "failed" else None
+    if missing:
+        report.outcome, report.longrepr = "skipped", (path, 0, f"Skipped: {missing[1]} is not installed")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """The CPU, and a GPU where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def default_device(device):
+    """The same; what a test makes without saying where lies there. Dense float32 convolutions are exact."""
+    if device.type == "cpu":
+        yield device
+        return
+    with device, torch.backends.cudnn.flags(enabled=False):
+        yield device
 
 
 @pytest.fixture

@@ -195,12 +195,14 @@ def test_the_command_prints_a_table_without_making_a_weight(capsys, monkeypatch)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: made.append(empty(*a, **k)) or made[-1])
     assert main(["info", "--model", "resnet18", "--density", "0.05", "--exclude", "head"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    table, notes = capsys.readouterr().out.split("\n\n")
+    lines = table.splitlines()
     assert lines[0].split()[:4] == ["layer", "kind", "shape", "density"]
     assert lines[1].split()[:2] == ["stem", "SparseConv2d"]
     assert lines[-3].split()[:2] == ["head", "Linear"]
     assert lines[-2].startswith("total ")
     assert lines[-1].split()[3:6] == ["1.0000", "11,678,912", "11,689,512"]
+    assert notes.startswith("Layers for which dense measured faster (docs/crossover.md)")
     assert made
     assert all(tensor.is_meta or tensor.numel() < 1000 for tensor in made)
 

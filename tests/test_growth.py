@@ -35,7 +35,7 @@ def mlp(dtype=torch.float32, seed=0):
 
 def batch(model, size=16, seed=0):
     weight = next(model.parameters())
-    return torch.randn(size, 12, generator=torch.Generator().manual_seed(seed)).to(weight.dtype)
+    return torch.randn(size, 12, generator=torch.Generator().manual_seed(seed)).to(weight)
 
 
 def backward(model, x):
@@ -69,8 +69,8 @@ def test_cosine_share():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_updates_follow_the_schedule(method):
-    model = mlp()
+def test_updates_follow_the_schedule(method, device):
+    model = mlp().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     growth = METHODS[method](model, optimizer, alpha=0.3, interval=3, end=10)
     made = {}
@@ -192,13 +192,13 @@ def update_violations(layer, optimizer, growth, x):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_thousand_updates_move_every_value_with_its_edge(method, optimizer):
+def test_a_thousand_updates_move_every_value_with_its_edge(method, optimizer, device):
     rng = torch.Generator().manual_seed(10 * list(METHODS).index(method) + list(OPTIMIZERS).index(optimizer))
     torch.manual_seed(0)
     make_optimizer, moving = OPTIMIZERS[optimizer]
     violations, replaced = [], 0
     for _ in range(5):
-        layer, x = random_layer(rng)
+        layer, x = (each.to(device) for each in random_layer(rng))
         made = make_optimizer(layer.parameters())
         growth = METHODS[method](layer, made, alpha=0.5, interval=1, end=10**6)
         for _ in range(10):  # 4 optimizers * 5 methods * 5 layers * 10 updates
@@ -211,9 +211,9 @@ def test_a_thousand_updates_move_every_value_with_its_edge(method, optimizer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_wide_pointers_and_double(method, monkeypatch):
+def test_wide_pointers_and_double(method, monkeypatch, device):
     monkeypatch.setattr("sparsekern.pattern.INT32_EDGES", 0)
-    model = mlp(torch.float64)
+    model = mlp(torch.float64).to(device)
     optimizer = torch.optim.Adam(model.parameters())
     growth = METHODS[method](model, optimizer, interval=1, end=100)
     before = patterns(model)

@@ -82,12 +82,12 @@ def seed():
 
 @pytest.mark.parametrize("shape", [(12,), (5, 12), (2, 3, 12), (2, 1, 3, 12), (0, 12), (2, 0, 12)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_equals_its_dense_twin(shape, bias):
+def test_linear_equals_its_dense_twin(shape, bias, default_device):
     assert_twins(sk.SparseLinear(12, 9, bias, density=0.3), torch.randn(shape))
 
 
 @pytest.mark.parametrize("arguments", CONVS, ids=str)
-def test_conv2d_equals_its_dense_twin(arguments):
+def test_conv2d_equals_its_dense_twin(arguments, default_device):
     layer = make_conv(**arguments)
     assert_twins(layer, torch.randn(3, 4, 11, 10))
     assert_twins(layer, torch.randn(4, 11, 10))
@@ -96,7 +96,7 @@ def test_conv2d_equals_its_dense_twin(arguments):
 
 
 @pytest.mark.parametrize("density", [0.01, 0.5, 1.0])
-def test_densities(density):
+def test_densities(density, default_device):
     for layer in (sk.SparseLinear(40, 30, density=density), make_conv(density=density)):
         rows, columns = layer.matrix_shape
         assert layer.nnz == max(1, round(density * rows * columns)) == layer.weight.numel()
@@ -105,7 +105,7 @@ def test_densities(density):
     assert_twins(sk.SparseLinear(40, 30, density=density), torch.randn(5, 40))
 
 
-def test_strided_inputs():
+def test_strided_inputs(default_device):
     layer = sk.SparseLinear(12, 9, density=0.3)
     x = torch.randn(12, 7)
     torch.testing.assert_close(layer(x.t()), layer(x.t().contiguous()))
@@ -116,7 +116,7 @@ def test_strided_inputs():
     torch.testing.assert_close(conv(x), conv(x.contiguous()))
 
 
-def test_initial_values_follow_the_fan_in():
+def test_initial_values_follow_the_fan_in(default_device):
     layer = sk.SparseLinear(400, 300, density=0.1)
     fan_in = layer.pattern.fan_in()
     rows, _ = layer.pattern.edges()
@@ -138,7 +138,7 @@ def test_same_seed_same_layer():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(dtype):
+def test_dtypes(dtype, default_device):
     for layer in make_layers():
         x = example(layer)
         exact = layer(x)
@@ -153,7 +153,7 @@ def test_dtypes(dtype):
     assert sk.SparseLinear(5, 5, density=0.5, dtype=dtype).weight.dtype == dtype
 
 
-def test_from_dense_keeps_the_largest():
+def test_from_dense_keeps_the_largest(default_device):
     dense = nn.Linear(10, 6)
     layer = sk.SparseLinear.from_dense(dense, density=0.25)
     assert layer.nnz == 15
@@ -164,7 +164,7 @@ def test_from_dense_keeps_the_largest():
     torch.testing.assert_close(layer.to_dense(), dense.weight * mask)
 
 
-def test_from_dense_with_a_mask():
+def test_from_dense_with_a_mask(default_device):
     dense = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False, padding_mode="reflect").double().eval()
     dense.weight.requires_grad_(False)
     mask = torch.rand_like(dense.weight) < 0.3
@@ -204,7 +204,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_steps_as_on_a_masked_dense_layer(name):
+def test_any_optimizer_steps_as_on_a_masked_dense_layer(name, default_device):
     """A sparse layer's values move as the dense twin's do at the same places when the rest is held at zero."""
     layer = sk.SparseLinear(12, 9, bias=False, density=0.3, dtype=torch.float64)
     twin = dense_twin(layer)
@@ -226,7 +226,7 @@ def test_any_optimizer_steps_as_on_a_masked_dense_layer(name):
     torch.testing.assert_close(layer.to_dense(), twin.weight.detach() * mask)
 
 
-def test_ema():
+def test_ema(default_device):
     layer = sk.SparseLinear(12, 9, density=0.3)
     ema = torch.optim.swa_utils.AveragedModel(layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     ema.update_parameters(layer)

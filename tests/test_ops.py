@@ -40,8 +40,9 @@ def make_conv(geometry, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_opcheck_linear(dtype):
-    x, w, bias, pattern = make_linear(dtype)
+def test_opcheck_linear(dtype, device):
+    *operands, pattern = make_linear(dtype)
+    x, w, bias, pattern = *(operand.to(device) for operand in operands), pattern.to(device)
     ccol, row, *_ = pattern.tensors()
     ops = torch.ops.sparsekern
     grad = LINEAR(x, w, bias, *pattern.tensors())
@@ -58,8 +59,9 @@ def test_opcheck_linear(dtype):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_opcheck_conv2d(geometry):
-    x, w, bias, pattern = make_conv(geometry)
+def test_opcheck_conv2d(geometry, device):
+    *operands, pattern = make_conv(geometry)
+    x, w, bias, pattern = *(operand.to(device) for operand in operands), pattern.to(device)
     ccol, row, *_ = pattern.tensors()
     ops = torch.ops.sparsekern
     grad = ops.conv2d(x, w, bias, *pattern.tensors(), *geometry)

@@ -38,7 +38,7 @@ def named(table):
 
 @pytest.mark.parametrize("distribution", ["er", "erk", "uniform"])
 @pytest.mark.parametrize("density", [0.05, 0.2, 1.0])
-def test_every_layer_is_replaced_and_the_total_is_exact(distribution, density):
+def test_every_layer_is_replaced_and_the_total_is_exact(distribution, density, default_device):
     model = Net()
     sizes = {name: m.weight.numel() for name, m in model.named_modules() if hasattr(m, "weight")}
     table = sparsify(model, density, distribution)
@@ -53,7 +53,7 @@ def test_every_layer_is_replaced_and_the_total_is_exact(distribution, density):
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
-def test_the_sparse_convolution_has_the_dense_one_s_geometry():
+def test_the_sparse_convolution_has_the_dense_one_s_geometry(default_device):
     model = nn.Sequential(nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), (1, 2), 2, False, "circular"))
     dense = model[0]
     sparsify(model, 1.0, keep_weights=True)
@@ -117,7 +117,7 @@ def test_attention_counts_as_its_linear_layers():
     assert all(row.reason is None for row in table.rows)
 
 
-def test_attention_to_other_tokens_has_separate_projections():
+def test_attention_to_other_tokens_has_separate_projections(default_device):
     decoder = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
     rows = named(sparsify(decoder, 0.5))
     assert [name for name in rows if name.startswith("multihead_attn")] == [

@@ -1,5 +1,7 @@
 """Which backend computes the products of tensors on a device: one place that says, and lets the user say otherwise.
 
+It says nothing on whether a dense layer would be faster: that is measured, see :mod:`sparsekern.crossover`.
+
 The operators call what :data:`cpu_products` and :data:`cuda_products` hold. A choice rebinds these, so that it costs a
 call nothing.
 """
