@@ -52,7 +52,7 @@ def _sorted(ccol: Tensor, row: Tensor, out_channels: int, phases: tuple[int, int
         return ByChannel(phases, ccol[::taps].contiguous(), indices, None)
     places = tap // geometry.kernel_size[1], tap % geometry.kernel_size[1]
     key = row.long() // (out_channels // groups) * group_channels + column // taps
-    reached: Tensor | bool = True
+    reached = torch.ones_like(key, dtype=torch.bool)
     for place, step, pad, dilation, count in zip(places, *geometry[1:4], phases, strict=True):
         phase = (place * dilation - pad) % step
         key, reached = key * count + phase, reached & (phase < count)

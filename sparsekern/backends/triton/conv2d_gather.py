@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.backends.triton.images import Geometry, Images, tile
-from sparsekern.backends.triton.layout import longest_first, row_tile
+from sparsekern.backends.triton.layout import gathered, longest_first, row_tile
 
 WARPS = 1
 
@@ -146,9 +146,9 @@ def conv2d_gather(
         return
     steps = [-(-side // count) for side, count in zip(y.size, phases or (1, 1), strict=True)]
     high, low, inner = (*steps, y.batch) if y.by_pixel else (y.batch, *steps)
-    _, elements = row_tile(x.data, low * inner)
-    lows, inners = tile(low, inner, elements)
-    edges, _ = row_tile(x.data, lows * inners)
+    elements = gathered(x.data, x.wide(geometry))
+    lows, inners = tile(low, inner, row_tile(elements, low * inner)[1])
+    edges, _ = row_tile(elements, lows * inners)
     low_tiles, inner_tiles = triton.cdiv(low, lows), triton.cdiv(inner, inners)
     conv2d_kernel[(rows * high * low_tiles * inner_tiles,)](
         y.data,

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.backends.triton.images import Geometry, Images, tile
-from sparsekern.backends.triton.layout import edge_tile, power_of_two
+from sparsekern.backends.triton.layout import edge_tile, gathered, power_of_two
 from sparsekern.backends.triton.sddmm import columns_of
 
 
@@ -62,7 +62,7 @@ def conv2d_sampled_kernel(  # type: ignore[no-untyped-def]
     grad_at = grad + (row.to(tl.int64) * grad_channel)[:, None, None]
     x_at = x + source[:, None, None]
     sums = tl.zeros((EDGES, LOW, INNER), tl.float32)
-    for at in range(0, high):
+    for at in range(high):
         for first_low in range(0, low, LOW):
             for first_inner in range(0, inner, INNER):
                 lows = (first_low + tl.arange(0, LOW))[None, :, None]
@@ -70,27 +70,16 @@ def conv2d_sampled_kernel(  # type: ignore[no-untyped-def]
                 image = inners if BY_PIXEL else at
                 y = at if BY_PIXEL else lows
                 z = lows if BY_PIXEL else inners
+                images, ys, zs = tl.cast(image, tl.int64), tl.cast(y, tl.int64), tl.cast(z, tl.int64)
                 wanted = known[:, None, None] & (lows < low) & (inners < inner)
-                g = tl.load(
-                    grad_at
-                    + (image.to(tl.int64) * grad_image + y.to(tl.int64) * grad_row + z.to(tl.int64) * grad_column),
-                    mask=wanted,
-                    other=0.0,
-                )
+                grad_pixel = images * grad_image + ys * grad_row + zs * grad_column
+                g = tl.load(grad_at + grad_pixel, mask=wanted, other=0.0)
                 if BORDERS:
                     from_y = y * STRIDE_Y + shift_y[:, None, None]
                     from_x = z * STRIDE_X + shift_x[:, None, None]
                     wanted = wanted & (from_y >= 0) & (from_y < x_height) & (from_x >= 0) & (from_x < x_width)
-                part = tl.load(
-                    x_at
-                    + (
-                        image.to(tl.int64) * x_image
-                        + y.to(tl.int64) * (STRIDE_Y * x_row)
-                        + z.to(tl.int64) * (STRIDE_X * x_column)
-                    ),
-                    mask=wanted,
-                    other=0.0,
-                )
+                x_pixel = images * x_image + ys * (STRIDE_Y * x_row) + zs * (STRIDE_X * x_column)
+                part = tl.load(x_at + x_pixel, mask=wanted, other=0.0)
                 sums += g.to(tl.float32) * part.to(tl.float32)
     total = tl.sum(tl.sum(sums, axis=2), axis=1)
     tl.store(out + edge, total.to(out.dtype.element_ty), mask=known)
@@ -113,8 +102,9 @@ def conv2d_sampled(
     if nnz == 0:
         return out
     high, low, inner = (*grad.size, grad.batch) if grad.by_pixel else (grad.batch, *grad.size)
-    edges, elements, warps = edge_tile(x.data, power_of_two(low) * power_of_two(inner), nnz)
-    lows, inners = tile(low, inner, elements)
+    elements = gathered(x.data, x.wide(geometry) and grad.wide(geometry))
+    edges, pixels, warps = edge_tile(elements, power_of_two(low) * power_of_two(inner), nnz)
+    lows, inners = tile(low, inner, pixels)
     conv2d_sampled_kernel[(triton.cdiv(nnz, edges),)](
         out,
         grad.data,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sparsekern.backends.triton.layout import by_feature, padded, power_of_two
+from sparsekern.backends.triton.layout import ALIGNMENT, by_feature, padded, power_of_two
 
 # From so many images on, an edge reads at least a sector of the cache in images by pixel.
 _IMAGES = 16
@@ -34,7 +34,7 @@ class Geometry(NamedTuple):
 
     @property
     def pointwise(self) -> bool:
-        """Whether output pixels are made of input pixels at the same place alone."""
+        """Whether output pixels are made of input pixels at the same place aligned."""
         return self.taps == 1 and max(self.stride) == 1 and max(self.padding) == 0
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
@@ -44,12 +44,12 @@ class Geometry(NamedTuple):
         return height, width
 
 
-def width_of_tiles(inner: int, most: int, least: int = 8) -> int:
-    """The power of two, ``least`` to ``most``, in whose multiples ``inner`` leaves least room; the widest of these."""
-    widths = [least]
+def width_of_tiles(inner: int, most: int) -> int:
+    """The widest power of two, 8 to ``most``, in whose multiples ``inner`` fills 7/8; where none does, fills most."""
+    widths = [8]
     while widths[-1] < most:
         widths.append(2 * widths[-1])
-    return min(reversed(widths), key=lambda width: -(-inner // width) * width)
+    return min(reversed(widths), key=lambda width: max(7 * (-(-inner // width) * width), 8 * inner))
 
 
 def tile(low: int, inner: int, elements: int) -> tuple[int, int]:
@@ -93,6 +93,11 @@ class Images(NamedTuple):
         """Of what lies so: (C, H, W, N) by pixel, else (N, C, H, W)."""
         batch, channels, rows, columns = data.movedim(-1, 0).stride() if by_pixel else data.stride()
         return cls(data, data.shape[-1 if by_pixel else 0], (batch, channels, rows, columns), by_pixel)
+
+    def wide(self, geometry: Geometry) -> bool:
+        """Whether an edge reads 16 bytes at a time."""
+        aligned = all(stride == 1 or stride % ALIGNMENT == 0 for stride in self.strides)
+        return self.by_pixel or (geometry.pointwise and aligned and self.data.data_ptr() % ALIGNMENT == 0)
 
     @property
     def channels(self) -> int:

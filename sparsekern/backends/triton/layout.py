@@ -8,10 +8,11 @@ from torch import Tensor
 from sparsekern.backends.kept import Kept
 
 # A feature's tokens are read 16 bytes at a time, whatever the dtype, where each feature starts at a multiple of this.
-_ALIGNMENT = 16
+ALIGNMENT = 16
 
-# What a program of one warp has under way at once: four loads of 16 bytes a thread.
+# What a program of one warp has under way at once: four loads of 16 bytes a thread, or eight of one element.
 _GATHERED_BYTES = 2048
+_GATHERED_ELEMENTS = 256
 
 # Programs of one warp that fill a large GPU: an H200 has room for about 28 on each of 132 multiprocessors.
 _PROGRAMS = 4096
@@ -23,7 +24,7 @@ _narrow: Kept[Tensor] = Kept()
 
 def padded(tokens: int) -> int:
     """The tokens a feature is given room for."""
-    return -(-tokens // _ALIGNMENT) * _ALIGNMENT
+    return -(-tokens // ALIGNMENT) * ALIGNMENT
 
 
 def power_of_two(size: int) -> int:
@@ -46,7 +47,7 @@ def by_feature(x: Tensor) -> Tensor:
     An edge then reads whole cache lines. The copy is of the activations' size; where x lies so already there is none.
     """
     tokens, *features = x.shape
-    aligned = all(stride % _ALIGNMENT == 0 for stride in x.stride()[1:]) and x.data_ptr() % _ALIGNMENT == 0
+    aligned = all(stride % ALIGNMENT == 0 for stride in x.stride()[1:]) and x.data_ptr() % ALIGNMENT == 0
     if tokens == padded(tokens) and x.stride(0) == 1 and aligned:
         return x.movedim(0, -1)
     transposed = room(tokens, features, x)
@@ -62,23 +63,28 @@ def by_token(y: Tensor, tokens: int) -> Tensor:
     return result.copy_(y[..., :tokens].movedim(-1, 0))
 
 
-def row_tile(x: Tensor, tokens: int) -> tuple[int, int]:
-    """(edges, tokens), powers of two, of ``tokens`` tokens of x that the program of one row gathers at once."""
+def gathered(x: Tensor, wide: bool = True) -> int:
+    """Elements of x, a power of two, that one warp gathers at once, 16 bytes at a time or, if not ``wide``, singly."""
+    return _GATHERED_BYTES // x.element_size() if wide else _GATHERED_ELEMENTS
+
+
+def row_tile(elements: int, tokens: int) -> tuple[int, int]:
+    """(edges, tokens), powers of two: of ``tokens`` tokens, what the program of one row gathers at once."""
     at_once = min(64, max(16, power_of_two(tokens)))
-    return _GATHERED_BYTES // (at_once * x.element_size()), at_once
+    return elements // at_once, at_once
 
 
-def edge_tile(x: Tensor, tokens: int, nnz: int) -> tuple[int, int, int]:
+def edge_tile(elements: int, tokens: int, nnz: int) -> tuple[int, int, int]:
     """(edges, tokens, warps), powers of two: what a program that sums over all tokens of nnz edges works on at once.
 
     Few edges are spread over more programs, of fewer edges and longer stretches of tokens, then over more warps.
 
     Args:
-        x: one of the two operands that are gathered from.
+        elements: what one warp gathers at once from two operands together.
         tokens: beyond this many at once there are no more.
     """
     at_once = min(64, max(16, power_of_two(tokens)))
-    edges = _GATHERED_BYTES // (2 * at_once * x.element_size())
+    edges = elements // (2 * at_once)
     while edges > 1 and nnz < edges * _PROGRAMS and at_once < tokens:
         edges, at_once = edges // 2, at_once * 2
     warps = 1

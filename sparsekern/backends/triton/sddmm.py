@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.backends.triton.layout import edge_tile
+from sparsekern.backends.triton.layout import edge_tile, gathered
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def sddmm(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype
     out = torch.empty(nnz, dtype=dtype, device=x.device)
     if nnz == 0:
         return out
-    edges_at_once, tokens_at_once, warps = edge_tile(x, tokens, nnz)
+    edges_at_once, tokens_at_once, warps = edge_tile(gathered(x), tokens, nnz)
     sddmm_kernel[(triton.cdiv(nnz, edges_at_once),)](
         out,
         grad,

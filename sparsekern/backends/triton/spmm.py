@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.backends.triton.layout import longest_first, room, row_tile
+from sparsekern.backends.triton.layout import gathered, longest_first, room, row_tile
 
 WARPS = 1
 
@@ -53,7 +53,7 @@ def spmm(x: Tensor, count: int, values: Tensor, pointers: Tensor, indices: Tenso
     y = room(count, (rows,), x)
     if y.numel() == 0:
         return y
-    edges_at_once, tokens_at_once = row_tile(x, tokens)
+    edges_at_once, tokens_at_once = row_tile(gathered(x), tokens)
     # One dimension: the others end at 65,535. More than 2**31 programs would need more than 2**36 elements in y.
     spmm_kernel[(rows * triton.cdiv(tokens, tokens_at_once),)](
         y,
