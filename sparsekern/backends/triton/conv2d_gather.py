@@ -11,8 +11,13 @@ from sparsekern.backends.triton.layout import gathered, longest_first, row_tile
 
 WARPS = 1
 
+# No kernel of its own where such a size is 1 or a multiple of 16: networks have many. Not among them are
+# those that tell whether loads may be wide: what bounds adjacent pixels or images, and the padding.
+_SIZES = ["rows", "low_tiles", "inner_tiles", "y_height", "x_height", "x_width", "group_rows"]
+_SIZES += ["group_channels", "dilation_y", "dilation_x"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_SIZES)
 def conv2d_kernel(  # type: ignore[no-untyped-def]
     y,
     x,
@@ -176,7 +181,7 @@ def conv2d_gather(
         STRIDE_X=geometry.stride[1],
         PHASES_Y=phases[0] if phases else 1,
         PHASES_X=phases[1] if phases else 1,
-        TRANSPOSED=phases is not None,
+        TRANSPOSED=phases is not None and not geometry.pointwise,
         BORDERS=not geometry.pointwise and (phases is not None or max(geometry.padding) > 0),
         BY_PIXEL=y.by_pixel,
         EDGES=edges,

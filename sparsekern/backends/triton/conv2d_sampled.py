@@ -9,8 +9,12 @@ from sparsekern.backends.triton.images import Geometry, Images, tile
 from sparsekern.backends.triton.layout import edge_tile, gathered, power_of_two
 from sparsekern.backends.triton.sddmm import columns_of
 
+# As in conv2d_gather.
+_SIZES = ["nnz", "columns", "halvings", "high", "low", "x_height", "x_width", "group_rows", "group_channels"]
+_SIZES += ["dilation_y", "dilation_x"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_SIZES)
 def conv2d_sampled_kernel(  # type: ignore[no-untyped-def]
     out,
     grad,

@@ -16,7 +16,7 @@ _GATHERED_ELEMENTS = 256
 
 # Programs of one warp that fill a large GPU: an H200 has room for about 28 on each of 132 multiprocessors.
 _PROGRAMS = 4096
-_MOST_WARPS = 8
+MOST_WARPS = 8
 
 _orders: Kept[Tensor] = Kept()
 _narrow: Kept[Tensor] = Kept()
@@ -88,7 +88,7 @@ def edge_tile(elements: int, tokens: int, nnz: int) -> tuple[int, int, int]:
     while edges > 1 and nnz < edges * _PROGRAMS and at_once < tokens:
         edges, at_once = edges // 2, at_once * 2
     warps = 1
-    while warps < _MOST_WARPS and nnz * warps < edges * _PROGRAMS and at_once < tokens:
+    while warps < MOST_WARPS and nnz * warps < edges * _PROGRAMS and at_once < tokens:
         warps, at_once = warps * 2, at_once * 2
     return edges, at_once, warps
 

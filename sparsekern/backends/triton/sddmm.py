@@ -21,7 +21,7 @@ def columns_of(edge, known, pointers, columns, steps):  # type: ignore[no-untype
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz", "columns", "steps"])
 def sddmm_kernel(  # type: ignore[no-untyped-def]
     out,
     grad,

@@ -9,7 +9,7 @@ from sparsekern.backends.triton.layout import gathered, longest_first, room, row
 WARPS = 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def spmm_kernel(  # type: ignore[no-untyped-def]
     y, x, values, pointers, indices, bias, order, rows, tokens, x_stride, EDGES: tl.constexpr, TOKENS: tl.constexpr
 ):
