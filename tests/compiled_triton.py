@@ -21,6 +21,7 @@ from sparsekern.backends.triton.conv2d_gather import conv2d_kernel
 from sparsekern.backends.triton.conv2d_sampled import conv2d_sampled_kernel
 from sparsekern.backends.triton.sddmm import sddmm_kernel
 from sparsekern.backends.triton.spmm import spmm_kernel
+from sparsekern.backends.triton.transpose import transpose_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 CAPABILITIES = (80, 90)
@@ -50,13 +51,18 @@ def launched(request, monkeypatch):
     )
     triton.runtime.driver.set_active(driver)
     compiled = []
-    for kernel in (spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel):
+    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel):
 
         def run(*args, kernel=kernel, launch=kernel.run, **options):
             compiled.append((kernel.__name__, launch(*args, **{**options, "warmup": True})))
 
         monkeypatch.setattr(kernel, "run", run)
     return compiled
+
+
+def products(launched):
+    """The kernels but for the transposes around them."""
+    return [(name, kernel) for name, kernel in launched if name != "transpose_kernel"]
 
 
 def disassembled(kernel, folder):
@@ -101,8 +107,8 @@ def test_compiles_within_its_budget(launched, dtypes, tokens, wide_pointers, tmp
     monkeypatch.setattr(layout, "_PROGRAMS", 1)  # so many edges that they need not be spread
     backend.linear(x, w, bias, ccol, row, crow, col, perm)
     backend.linear_weight_grad(grad, x, ccol, row, w_dtype)
-    assert [name for name, _ in launched] == ["spmm_kernel", "sddmm_kernel"]
-    for name, kernel in launched:
+    assert [name for name, _ in products(launched)] == ["spmm_kernel", "sddmm_kernel"]
+    for name, kernel in products(launched):
         check(name, kernel, tmp_path, wide=True)
 
 
@@ -110,7 +116,7 @@ def test_compiles_within_its_budget(launched, dtypes, tokens, wide_pointers, tmp
 def test_compiles_without_bias(launched, rows, tmp_path):
     ccol, row, *_ = Pattern.random((rows, 48), 300).tensors()
     backend.linear_input_grad(torch.zeros(80, rows), torch.zeros(300), ccol, row)
-    ((name, kernel),) = launched
+    ((name, kernel),) = products(launched)
     assert kernel.src.signature["indices"] == ("*i16" if rows == 64 else "*i32")
     check(name, kernel, tmp_path, wide=True)
 
@@ -119,9 +125,24 @@ def test_compiles_without_bias(launched, rows, tmp_path):
 def test_compiles_for_few_edges(launched, dtype, tmp_path):
     ccol, row, *_ = Pattern.random((64, 48), 300).tensors()
     backend.linear_weight_grad(torch.zeros(8000, 64, dtype=dtype), torch.zeros(8000, 48, dtype=dtype), ccol, row, dtype)
-    ((name, kernel),) = launched
+    ((name, kernel),) = products(launched)
     assert kernel.metadata.num_warps == layout.MOST_WARPS
     check(name, kernel, tmp_path, wide=True)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT])
+@pytest.mark.parametrize("batch", [64, 69])
+def test_transposes_read_and_write_wide(launched, dtype, batch, tmp_path):
+    layout.by_token(layout.by_feature(torch.zeros(batch, 3, 8, 8, dtype=dtype)), batch)
+    assert [name for name, _ in launched] == ["transpose_kernel"] * 2
+    for _, kernel in launched:
+        registers, stack, operations = disassembled(kernel, tmp_path)
+        assert registers <= 64
+        assert stack == 0
+        assert kernel.metadata.shared <= 64 * 65 * dtype.itemsize
+        wide = 64 * 64 * dtype.itemsize // 16 // 128
+        assert sum(operation.startswith("STG.E.128") for operation in operations) == wide
+        assert sum(op.startswith("LDG.E.128") for op in operations) == wide
 
 
 # Images (N, C, H, W), kernel, stride, padding, and whether an edge reads 16 bytes at a time.
@@ -154,6 +175,6 @@ def test_convolutions_compile_within_their_budget(launched, dtypes, name, tmp_pa
     x, w, bias = torch.zeros(shape, dtype=dtype), torch.zeros(90, dtype=w_dtype), torch.zeros(24, dtype=w_dtype)
     y = backend.conv2d(x, w, bias, *topology, *geometry)
     backend.conv2d_backward(y, x, w, *topology[:2], *geometry, None)
-    assert [name for name, _ in launched] == ["conv2d_kernel"] * 2 + ["conv2d_sampled_kernel"]
-    for name, kernel in launched:
+    assert [name for name, _ in products(launched)] == ["conv2d_kernel"] * 2 + ["conv2d_sampled_kernel"]
+    for name, kernel in products(launched):
         check(name, kernel, tmp_path, wide)

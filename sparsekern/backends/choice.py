@@ -90,7 +90,7 @@ def backend(name: str) -> Iterator[None]:
     Args:
         name: "auto" (C++ kernels for CPU tensors; for CUDA tensors Triton's where triton is installed, else the
             reference), "cpu", "triton" or "reference" (plain torch: slow, any device). What Triton has no kernel for
-            (float64, convolutions, GPUs before sm_80) goes through the reference.
+            (float64, GPUs before sm_80) goes through the reference.
 
     The choice holds for all threads of the process, and for what is computed within the block: a backward pass after it
     goes its own way. Outside of any block the environment variable SPARSEKERN_BACKEND says, by default "auto".

@@ -50,17 +50,24 @@ def by_feature(x: Tensor) -> Tensor:
     aligned = all(stride % ALIGNMENT == 0 for stride in x.stride()[1:]) and x.data_ptr() % ALIGNMENT == 0
     if tokens == padded(tokens) and x.stride(0) == 1 and aligned:
         return x.movedim(0, -1)
+    from sparsekern.backends.triton.transpose import transpose
+
     transposed = room(tokens, features, x)
+    if tokens and x[0].is_contiguous():
+        transpose(x.flatten(1), transposed.flatten(0, -2))
+        return transposed
     transposed[..., :tokens].copy_(x.movedim(0, -1))
     transposed[..., tokens:].zero_()
     return transposed
 
 
 def by_token(y: Tensor, tokens: int) -> Tensor:
-    """The contiguous (tokens, *features) of y (*features, ``padded(tokens)``)."""
-    # Not contiguous(), which returns a single token's view as it is, with strides that the operator has not announced.
+    """The contiguous (tokens, *features) of y (*features, ``padded(tokens)``), contiguous."""
+    from sparsekern.backends.triton.transpose import transpose
+
     result = torch.empty(tokens, *y.shape[:-1], dtype=y.dtype, device=y.device)
-    return result.copy_(y[..., :tokens].movedim(-1, 0))
+    transpose(y.flatten(0, -2), result.flatten(1))
+    return result
 
 
 def gathered(x: Tensor, wide: bool = True) -> int:
