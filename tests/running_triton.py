@@ -151,7 +151,7 @@ def test_few_edges_are_spread_and_many_are_not(monkeypatch):
     assert edge_tile(1024, 8192, 1000) == (1, 4096, 8)
     assert edge_tile(1024, 100, 1000) == (4, 128, 1)
     assert edge_tile(512, 16, 1000) == (16, 16, 1)
-    operands = Operands(100, random_mask(9, 30, 0.5))
+    operands = Operands(100, random_mask(5, 7, 0.5))
     assert_equal_their_twins(operands)
     monkeypatch.setattr(layout, "_PROGRAMS", 1)
     assert_equal_their_twins(operands)

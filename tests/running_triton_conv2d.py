@@ -79,10 +79,10 @@ def assert_equal_their_twins(operands, alone=False):
         assert_close(value, expected[name], TOLERANCE[operands.x.dtype])
 
 
-# Half precision, which the interpreter computes slowly, on every second one.
+# Half precision, which the interpreter computes slowly, on every third one.
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, DTYPES[0]) for name in GEOMETRIES] + [(name, dtype) for name in [*GEOMETRIES][::2] for dtype in DTYPES[1:]],
+    [(name, DTYPES[0]) for name in GEOMETRIES] + [(name, dtype) for name in [*GEOMETRIES][::3] for dtype in DTYPES[1:]],
 )
 def test_kernels_equal_their_twins(name, dtype):
     operands = Operands(name, dtype)
@@ -93,7 +93,7 @@ def test_kernels_equal_their_twins(name, dtype):
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["planes, groups", "by pixel"])
+@pytest.mark.parametrize("name", ["planes, groups", "by pixel, patches"])
 def test_no_edges_and_all(name, density):
     assert_equal_their_twins(Operands(name, density=density))
 
@@ -294,14 +294,14 @@ def test_training_with_growth_makes_nothing_dense(batch, stride):
         SparseConv2d(3, 11, 3, stride=stride, **options), torch.nn.ReLU(), SparseConv2d(11, 7, 3, **options)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
+    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=1, end=10)
     before = model[2].row_indices.clone()
     side = 2 * stride
     x = torch.randn(batch, 3, side, side, device=DEVICE)
     target = torch.randn(batch, 7, 2, 2, device=DEVICE)
     losses = []
     with sparsekern.backend("triton"), forbid_dense(model, allowance=0.5):
-        for _ in range(3):
+        for _ in range(2):
             loss = (model(x) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
