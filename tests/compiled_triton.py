@@ -16,8 +16,12 @@ from triton.backends.compiler import GPUTarget
 
 from sparsekern import Pattern
 from sparsekern.backends import triton as backend
+from sparsekern.backends.triton import layout
+from sparsekern.backends.triton.conv2d_gather import conv2d_kernel
+from sparsekern.backends.triton.conv2d_sampled import conv2d_sampled_kernel
 from sparsekern.backends.triton.sddmm import sddmm_kernel
 from sparsekern.backends.triton.spmm import spmm_kernel
+from sparsekern.backends.triton.transpose import transpose_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 CAPABILITIES = (80, 90)
@@ -28,10 +32,10 @@ CASES = [
     *itertools.product([(FLOAT, FLOAT), (HALF, HALF), (HALF, FLOAT), (BFLOAT, BFLOAT), (BFLOAT, FLOAT)], [69]),
     *itertools.product([(FLOAT, FLOAT), (BFLOAT, BFLOAT)], [16, 32]),
 ]
-# Of a multiprocessor's 65,536 registers and the 32 programs that it holds, at least 28 programs of one warp fit in.
+# Of a multiprocessor's 65,536 registers, programs of one warp: at least 28 of those that may be 32, or 25.
+REGISTERS = {"spmm_kernel": 72, "sddmm_kernel": 72, "conv2d_kernel": 80, "conv2d_sampled_kernel": 80}
 # Shared memory is left to the L1 cache, but for what sums across threads need.
-REGISTERS = 72
-SHARED_BYTES = 256
+SHARED_BYTES = 512
 # A program asks for 2 KiB of activations at once: in four instructions of 16 bytes a thread.
 WIDE_LOADS = 4
 
@@ -47,13 +51,18 @@ def launched(request, monkeypatch):
     )
     triton.runtime.driver.set_active(driver)
     compiled = []
-    for kernel in (spmm_kernel, sddmm_kernel):
+    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel):
 
         def run(*args, kernel=kernel, launch=kernel.run, **options):
             compiled.append((kernel.__name__, launch(*args, **{**options, "warmup": True})))
 
         monkeypatch.setattr(kernel, "run", run)
     return compiled
+
+
+def products(launched):
+    """The kernels but for the transposes around them."""
+    return [(name, kernel) for name, kernel in launched if name != "transpose_kernel"]
 
 
 def disassembled(kernel, folder):
@@ -70,38 +79,102 @@ def named(value):
     return "-".join(str(dtype)[6:] for dtype in value) if isinstance(value, tuple) else None
 
 
+def check(name, kernel, folder, wide):
+    """That a kernel is within its budget and, where it is to read 16 bytes at a time, does."""
+    registers, stack, operations = disassembled(kernel, folder)
+    assert len(operations) > 100, name
+    assert not [operation for operation in operations if operation.startswith(("LDL", "STL"))], name
+    assert stack == 0, name
+    assert registers <= REGISTERS[name], name
+    assert kernel.metadata.shared <= SHARED_BYTES, name
+    # Copies into shared memory would pass the L1 cache by.
+    assert not [operation for operation in operations if operation.startswith("LDGSTS")], name
+    loads = [operation for operation in operations if operation.startswith("LDG.E.128")]
+    assert len(loads) >= WIDE_LOADS or not wide, (name, operations)
+
+
 # Pointers are int64 from 2**31 edges on; their type meets no other in the kernels either.
 @pytest.mark.parametrize(
     ("dtypes", "tokens", "wide_pointers"), [*((*case, False) for case in CASES), (*CASES[0], True)], ids=named
 )
-def test_compiles_within_its_budget(launched, dtypes, tokens, wide_pointers, tmp_path):
+def test_compiles_within_its_budget(launched, dtypes, tokens, wide_pointers, tmp_path, monkeypatch):
     dtype, w_dtype = dtypes
     ccol, row, crow, col, perm = Pattern.random((64, 48), 300).tensors()
     if wide_pointers:
         ccol, crow, perm = ccol.long(), crow.long(), perm.long()
     x, grad = torch.zeros(tokens, 48, dtype=dtype), torch.zeros(tokens, 64, dtype=dtype)
     w, bias = torch.zeros(300, dtype=w_dtype), torch.zeros(64, dtype=w_dtype)
+    monkeypatch.setattr(layout, "_PROGRAMS", 1)  # so many edges that they need not be spread
     backend.linear(x, w, bias, ccol, row, crow, col, perm)
     backend.linear_weight_grad(grad, x, ccol, row, w_dtype)
-    assert [name for name, _ in launched] == ["spmm_kernel", "sddmm_kernel"]
-    for name, kernel in launched:
-        registers, stack, operations = disassembled(kernel, tmp_path)
-        assert len(operations) > 100, name
-        assert not [operation for operation in operations if operation.startswith(("LDL", "STL"))], name
-        assert stack == 0, name
-        assert registers <= REGISTERS, name
-        assert kernel.metadata.shared <= SHARED_BYTES, name
-        # Copies into shared memory would pass the L1 cache by.
-        assert not [operation for operation in operations if operation.startswith("LDGSTS")], name
-        wide = [operation for operation in operations if operation.startswith("LDG.E.128")]
-        assert len(wide) >= WIDE_LOADS, (name, operations)
+    assert [name for name, _ in products(launched)] == ["spmm_kernel", "sddmm_kernel"]
+    for name, kernel in products(launched):
+        check(name, kernel, tmp_path, wide=True)
 
 
-def test_compiles_without_bias(launched, tmp_path):
+@pytest.mark.parametrize("rows", [64, 40000])
+def test_compiles_without_bias(launched, rows, tmp_path):
+    ccol, row, *_ = Pattern.random((rows, 48), 300).tensors()
+    backend.linear_input_grad(torch.zeros(80, rows), torch.zeros(300), ccol, row)
+    ((name, kernel),) = products(launched)
+    assert kernel.src.signature["indices"] == ("*i16" if rows == 64 else "*i32")
+    check(name, kernel, tmp_path, wide=True)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT])
+def test_compiles_for_few_edges(launched, dtype, tmp_path):
     ccol, row, *_ = Pattern.random((64, 48), 300).tensors()
-    backend.linear_input_grad(torch.zeros(80, 64), torch.zeros(300), ccol, row)
-    ((_, kernel),) = launched
-    registers, stack, operations = disassembled(kernel, tmp_path)
-    assert registers <= REGISTERS
-    assert stack == 0
-    assert not [operation for operation in operations if operation.startswith(("LDL", "STL"))]
+    backend.linear_weight_grad(torch.zeros(8000, 64, dtype=dtype), torch.zeros(8000, 48, dtype=dtype), ccol, row, dtype)
+    ((name, kernel),) = products(launched)
+    assert kernel.metadata.num_warps == layout.MOST_WARPS
+    check(name, kernel, tmp_path, wide=True)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT])
+@pytest.mark.parametrize("batch", [64, 69])
+def test_transposes_read_and_write_wide(launched, dtype, batch, tmp_path):
+    layout.by_token(layout.by_feature(torch.zeros(batch, 3, 8, 8, dtype=dtype)), batch)
+    assert [name for name, _ in launched] == ["transpose_kernel"] * 2
+    for _, kernel in launched:
+        registers, stack, operations = disassembled(kernel, tmp_path)
+        assert registers <= 64
+        assert stack == 0
+        assert kernel.metadata.shared <= 64 * 65 * dtype.itemsize
+        wide = 64 * 64 * dtype.itemsize // 16 // 128
+        assert sum(operation.startswith("STG.E.128") for operation in operations) == wide
+        assert sum(op.startswith("LDG.E.128") for op in operations) == wide
+
+
+# Images (N, C, H, W), kernel, stride, padding, and whether an edge reads 16 bytes at a time.
+CONVOLUTIONS = {
+    "by pixel": ((64, 16, 8, 8), 3, 1, 1, True),
+    "by pixel, 16 images": ((16, 16, 14, 14), 3, 1, 1, True),
+    "by pixel, stride": ((128, 16, 8, 8), 3, 2, 1, True),
+    "by pixel, pointwise": ((64, 16, 7, 7), 1, 1, 0, True),
+    "planes": ((2, 16, 56, 56), 3, 1, 1, False),
+    "planes, stride": ((2, 16, 14, 14), 3, 2, 1, False),
+    "planes, pointwise": ((2, 16, 8, 8), 1, 1, 0, True),
+    "planes, pointwise, odd": ((2, 16, 15, 15), 1, 1, 0, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "name"),
+    [
+        *itertools.product([(BFLOAT, FLOAT)], CONVOLUTIONS),
+        *itertools.product([(FLOAT, FLOAT)], ["by pixel", "planes", "planes, pointwise"]),
+        ((HALF, HALF), "by pixel"),
+    ],
+    ids=named,
+)
+def test_convolutions_compile_within_their_budget(launched, dtypes, name, tmp_path):
+    dtype, w_dtype = dtypes
+    shape, kernel, stride, padding, wide = CONVOLUTIONS[name]
+    topology = Pattern.random((24, 16 * kernel * kernel), 90).tensors()
+    geometry = (kernel, kernel), (stride, stride), (padding, padding), (1, 1), 1
+    x, w, bias = torch.zeros(shape, dtype=dtype), torch.zeros(90, dtype=w_dtype), torch.zeros(24, dtype=w_dtype)
+    y = backend.conv2d(x, w, bias, *topology, *geometry)
+    backend.conv2d_backward(y, x, w, *topology[:2], *geometry, None)
+    assert [name for name, _ in products(launched)] == ["conv2d_kernel"] * 2 + ["conv2d_sampled_kernel"]
+    for name, kernel in products(launched):
+        check(name, kernel, tmp_path, wide)

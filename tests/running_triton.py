@@ -12,7 +12,8 @@ import sparsekern
 from sparsekern import Pattern, SparseLinear
 from sparsekern.backends import reference
 from sparsekern.backends import triton as backend
-from sparsekern.backends.triton.layout import by_feature, longest_first
+from sparsekern.backends.triton import layout
+from sparsekern.backends.triton.layout import by_feature, edge_tile, index_dtype, longest_first, narrow
 from sparsekern.testing import forbid_dense
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -61,7 +62,7 @@ def random_mask(rows, columns, density):
 def assert_close(actual, expected, tolerance):
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
-    assert actual.stride() == expected.stride()
+    assert actual.numel() == 0 or actual.stride() == expected.stride()
     scale = max(1.0, expected.double().abs().max().item()) if expected.numel() else 1.0
     assert ((actual.double() - expected.double()).abs() <= tolerance * scale).all()
 
@@ -114,6 +115,46 @@ def test_the_order_follows_a_topology_that_changes():
     assert longest_first(layer.crow_indices).tolist() == [0, 1, 2]
     layer.set_pattern(Pattern.from_mask(torch.tensor([[0] * 6, [1] + [0] * 5, [1] * 6])))
     assert longest_first(layer.crow_indices).tolist() == [2, 1, 0]
+
+
+def test_indices_of_16_bits_where_they_suffice():
+    assert (index_dtype(32768), index_dtype(32769)) == (torch.int16, torch.int32)
+    mask = torch.zeros(3, 33000, dtype=torch.bool, device=DEVICE)
+    mask[0, 5], mask[:2, 32999], mask[2, 32768] = True, True, True
+    operands = Operands(2, mask)
+    _, row, crow, col, perm = operands.topology
+    assert narrow(col, 33000) is col
+    short = narrow(row, 3)
+    assert short.dtype == torch.int16
+    assert torch.equal(short, row)
+    assert narrow(row, 3) is short
+    row.copy_(row.clone())
+    assert narrow(row, 3) is not short
+    y = backend.linear(operands.x, operands.w, operands.bias, *operands.topology[:2], crow, col, perm)
+    assert_close(y, reference.linear(operands.x, operands.w, operands.bias, *operands.topology), 1e-5)
+
+
+def test_results_do_not_depend_on_the_indices_dtype(monkeypatch):
+    mask = random_mask(9, 30, 0.5)
+    torch.manual_seed(0)
+    expected = Operands(19, mask).results(backend)
+    monkeypatch.setattr(layout, "index_dtype", lambda below: torch.int32)
+    torch.manual_seed(0)
+    results = Operands(19, mask).results(backend)
+    assert all(torch.equal(value, expected[name]) for name, value in results.items())
+
+
+def test_few_edges_are_spread_and_many_are_not(monkeypatch):
+    # What a warp gathers at once, tokens and edges, and how they are shared out: (edges, tokens, warps).
+    assert edge_tile(1024, 8192, 10**6) == (8, 64, 1)
+    assert edge_tile(1024, 8192, 10**4) == (2, 256, 1)
+    assert edge_tile(1024, 8192, 1000) == (1, 4096, 8)
+    assert edge_tile(1024, 100, 1000) == (4, 128, 1)
+    assert edge_tile(512, 16, 1000) == (16, 16, 1)
+    operands = Operands(100, random_mask(5, 7, 0.5))
+    assert_equal_their_twins(operands)
+    monkeypatch.setattr(layout, "_PROGRAMS", 1)
+    assert_equal_their_twins(operands)
 
 
 def strided(name, tensor):
@@ -243,4 +284,6 @@ def test_what_is_chosen():
     with sparsekern.backend("triton"):
         assert sparsekern.backend_of(layer) == "triton"
         assert sparsekern.backend_of(layer.double()) == "reference"
-        assert sparsekern.backend_of(sparsekern.SparseConv2d(4, 3, 3, density=0.5, device=DEVICE)) == "reference"
+        convolution = sparsekern.SparseConv2d(4, 3, 3, density=0.5, device=DEVICE)
+        assert sparsekern.backend_of(convolution) == "triton"
+        assert sparsekern.backend_of(convolution.double()) == "reference"

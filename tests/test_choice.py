@@ -90,9 +90,11 @@ def test_what_other_devices_are_given(monkeypatch):
     # A device of its own each: what one can do is asked once.
     assert choice.chosen("linear", torch.float16, torch.device("cuda", 90)) == "triton"
     assert choice.chosen("linear", torch.float64, torch.device("cuda", 90)) == "reference"
-    assert choice.chosen("conv2d", torch.float16, torch.device("cuda", 90)) == "reference"
+    assert choice.chosen("conv2d", torch.float16, torch.device("cuda", 90)) == "triton"
+    assert choice.chosen("conv2d", torch.float64, torch.device("cuda", 90)) == "reference"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert choice.chosen("linear", torch.float16, torch.device("cuda", 75)) == "reference"
+    assert choice.chosen("conv2d", torch.float16, torch.device("cuda", 75)) == "reference"
     with sparsekern.backend("cpu"):
         with pytest.raises(ValueError, match="'cpu' cannot take tensors on cuda"):
             choice.chosen("linear", torch.float32, cuda)

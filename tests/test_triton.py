@@ -11,6 +11,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+RUNNING = ("running_triton.py", "running_triton_conv2d.py")
 # The interpreter is chosen before triton is imported, and cannot be left: each way has a process of its own.
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None,
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(name, environment):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS / name)]
+def run(environment, *names):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(str(TESTS / name) for name in names)]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "SPARSEKERN_"))}
     path = os.pathsep.join([str(TESTS.parent), inherited.get("PYTHONPATH", "")])
     process = subprocess.run(
@@ -31,13 +32,13 @@ def run(name, environment):
 
 
 def test_kernels_in_the_interpreter():
-    run("running_triton.py", {"TRITON_INTERPRET": "1"})
+    run({"TRITON_INTERPRET": "1"}, *RUNNING)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: the kernels are only interpreted here")
 def test_kernels_on_the_gpu():
-    run("running_triton.py", {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    run({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, *RUNNING)
 
 
 def test_kernels_compiled_for_sm_80_and_sm_90(tmp_path):
-    run("compiled_triton.py", {"TRITON_CACHE_DIR": str(tmp_path)})
+    run({"TRITON_CACHE_DIR": str(tmp_path)}, "compiled_triton.py")

@@ -94,7 +94,7 @@ def backend(name: str) -> Iterator[None]:
     Args:
         name: "auto" (C++ kernels for CPU tensors; for CUDA tensors Triton's where triton is installed, else the
             reference), "cpu", "triton" or "reference" (plain torch: slow, any device). What Triton has no kernel for
-            (float64, convolutions, GPUs before sm_80) goes through the reference. "reference" also has topologies on
+            (float64, GPUs before sm_80) goes through the reference. "reference" also has topologies on
             the CPU made and changed by plain torch, as they are on a GPU: other random draws from the same seed.
 
     The choice holds for all threads of the process, and for what is computed within the block: a backward pass after it

@@ -4,14 +4,14 @@ Importing this package does not import triton: the first product does. What no k
 says, and goes to the reference. Results are the same from call to call: no sum's order is left to chance.
 """
 
-from sparsekern.backends.reference import conv2d, conv2d_backward, conv2d_input_grad, conv2d_weight_grad
+from sparsekern.backends.triton.conv2d import conv2d, conv2d_backward, conv2d_input_grad, conv2d_weight_grad
+from sparsekern.backends.triton.device import serves
 from sparsekern.backends.triton.linear import (
     linear,
     linear_backward,
     linear_direct,
     linear_input_grad,
     linear_weight_grad,
-    serves,
 )
 
 __all__ = [

@@ -5,9 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.backends.triton.layout import tile
-
-WARPS = 1
+from sparsekern.backends.triton.layout import edge_tile, gathered
 
 
 @triton.jit
@@ -23,7 +21,7 @@ def columns_of(edge, known, pointers, columns, steps):  # type: ignore[no-untype
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz", "columns", "steps"])
 def sddmm_kernel(  # type: ignore[no-untyped-def]
     out,
     grad,
@@ -70,7 +68,7 @@ def sddmm(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype
     out = torch.empty(nnz, dtype=dtype, device=x.device)
     if nnz == 0:
         return out
-    edges_at_once, tokens_at_once = tile(x, gathers=2)
+    edges_at_once, tokens_at_once, warps = edge_tile(gathered(x), tokens, nnz)
     sddmm_kernel[(triton.cdiv(nnz, edges_at_once),)](
         out,
         grad,
@@ -85,7 +83,7 @@ def sddmm(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype
         x.stride(0),
         EDGES=edges_at_once,
         TOKENS=tokens_at_once,
-        num_warps=WARPS,
+        num_warps=warps,
         num_stages=1,  # as in spmm
     )
     return out

@@ -1,16 +1,15 @@
 """Gathers and sums along the rows of a sparse matrix: forward by rows of W, and the input's gradient by its columns."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.backends.triton.layout import longest_first, tile
+from sparsekern.backends.triton.layout import gathered, longest_first, room, row_tile
 
 WARPS = 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def spmm_kernel(  # type: ignore[no-untyped-def]
     y, x, values, pointers, indices, bias, order, rows, tokens, x_stride, EDGES: tl.constexpr, TOKENS: tl.constexpr
 ):
@@ -38,23 +37,23 @@ def spmm_kernel(  # type: ignore[no-untyped-def]
     tl.store(y + row.to(tl.int64) * tokens + token, total.to(y.dtype.element_ty), mask=inside)
 
 
-def spmm(x: Tensor, values: Tensor, pointers: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
+def spmm(x: Tensor, count: int, values: Tensor, pointers: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
     """The product of a sparse matrix (rows, features), as CSR, with x (features, tokens): (rows, tokens), as x's dtype.
 
     Sums are float32. A program works on one row and up to 64 tokens, so a row of many edges takes as long as it has
     edges; those start first.
 
     Args:
-        x: as :func:`~sparsekern.backends.triton.layout.by_feature` makes it.
-        values, indices: (nnz,), contiguous, by row.
+        x: as :func:`~sparsekern.backends.triton.layout.by_feature` makes it, of ``count`` tokens.
+        values, indices: (nnz,), contiguous, by row; indices of any integer dtype.
         pointers: (rows + 1,).
         bias: (rows,), contiguous, or None.
     """
     rows, tokens = pointers.numel() - 1, x.shape[1]
-    y = torch.empty(rows, tokens, dtype=x.dtype, device=x.device)
+    y = room(count, (rows,), x)
     if y.numel() == 0:
         return y
-    edges_at_once, tokens_at_once = tile(x, gathers=1)
+    edges_at_once, tokens_at_once = row_tile(gathered(x), tokens)
     # One dimension: the others end at 65,535. More than 2**31 programs would need more than 2**36 elements in y.
     spmm_kernel[(rows * triton.cdiv(tokens, tokens_at_once),)](
         y,
