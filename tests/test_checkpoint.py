@@ -131,7 +131,7 @@ def test_failing_write_leaves_the_old_file(saved, monkeypatch):
         path.write_bytes(before[: len(before) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail_half_way)
+    monkeypatch.setattr("sparsekern.sealed.save_file", fail_half_way)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(saved, {"other": torch.zeros(3)})
     assert saved.read_bytes() == before
