@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sparsekern import _C
 from sparsekern.growth import statistics
+from sparsekern.growth.ranks import WHOLE_BATCH
 from sparsekern.growth.samplers import EPSILON, SAMPLERS, inactive, sample_uniform, sample_weighted
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.pattern import Pattern
@@ -268,7 +269,7 @@ def test_sums_under_signs_equal_the_products_of_any_device(isa, channels, size, 
     layer = SparseConv2d(channels, 4, density=0.5, dtype=dtype, **options)
     x = torch.randn(3, channels, *size, dtype=dtype)
     grad = torch.randn_like(layer(x))
-    signs = statistics._signs((3, 1, *grad.shape[2:]), torch.Generator())
+    signs = WHOLE_BATCH.signs((3, 1, *grad.shape[2:]), torch.Generator())
     wanted = statistics._signed_products(layer, x.double(), grad.double(), signs)
     for layout in (torch.contiguous_format, torch.channels_last):
         given = (side.detach().to(memory_format=layout) for side in (x, grad))

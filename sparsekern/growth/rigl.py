@@ -15,13 +15,23 @@ class RigL(Growth):
 
     DENSE at update steps: backward computes each layer's dense weight gradient, one layer at a time, and
     frees it at once. With gradient accumulation, the nnz edges with the largest gradient of the first
-    micro-batch are the candidates that all micro-batches score.
+    micro-batch are the candidates that all micro-batches score. On several ranks this gradient is DENSE on the wire
+    too, rows * columns numbers a layer and update, for the largest of a sum are not those of its parts.
     """
 
     def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
         pattern = layer.pattern
-        by_column = layer.dense_weight_grad(grad, x).t().contiguous()
+        by_column = self._dense_grad(layer, x, grad).t().contiguous()
         rows, cols = pattern.edges()
         by_column[cols, rows] = torch.nan  # the smallest there is to select_by_magnitude
         keys = select_by_magnitude(by_column.view(-1), min(layer.nnz, inactive(pattern)), largest=True)
         return Pattern.from_sorted_keys(pattern.shape, keys.cpu()).to(pattern.device)
+
+    def _dense_grad(self, layer: SparseLayer, x: Tensor, grad: Tensor) -> Tensor:
+        """Of the whole batch, (rows, columns)."""
+        if self.ranks is None:
+            return layer.dense_weight_grad(grad, x)
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        if x.numel() == 0:
+            return self.ranks.add_up(layer.weight.new_zeros(layer.matrix_shape, dtype=dtype))
+        return self.ranks.add_up(layer.dense_weight_grad(grad, x).to(dtype))

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from sparsekern import _C
+from sparsekern.growth.ranks import WHOLE_BATCH, GlobalBatch
 from sparsekern.growth.statistics import absolute_sums, sketched_sums
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed, pointer_dtype
 
-# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError
-# where x or grad is not finite.
-Sampler = Callable[[SparseLayer, Tensor, Tensor, int, torch.Generator], Pattern]
+# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator, batch), where x and grad are a part
+# of the batch. Raises FloatingPointError where the batch's are not finite.
+Sampler = Callable[..., Pattern]
 
 # Added to every weight, in units of their mean: no row or column is ever impossible, so that a layer where
 # most of them are silent still has candidates.
@@ -91,20 +92,41 @@ def inactive(pattern: Pattern) -> int:
     return pattern.shape[0] * pattern.shape[1] - pattern.nnz
 
 
-def uniform(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def uniform(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Pattern:
     """Every candidate equally likely."""
     return sample_uniform(layer.pattern, count, generator)
 
 
-def grabo(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def grabo(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Pattern:
     """By the upper bound of each weight's gradient: abs(h delta^T) <= (abs(h) 1) (abs(delta) 1)^T."""
-    f, g = absolute_sums(layer, x, grad)
+    f, g = absolute_sums(layer, x, grad, batch)
     return sample_weighted(layer.pattern, g, f, count, generator)
 
 
-def graest(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Pattern:
+def graest(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Pattern:
     """By a random estimate of each weight's gradient, from sums of the batch under the same random signs."""
-    f, g = sketched_sums(layer, x, grad, generator)
+    f, g = sketched_sums(layer, x, grad, generator, batch)
     return sample_weighted(layer.pattern, g, f, count, generator)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsekern import _C
 from sparsekern.backends._cpu_linear import DTYPE_CODES
+from sparsekern.growth.ranks import WHOLE_BATCH, GlobalBatch
 from sparsekern.nn.conv2d import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern
@@ -19,14 +20,21 @@ from sparsekern.pattern import Pattern
 _CHUNK = 1 << 18  # elements whose absolute values are held at a time
 
 
-def absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def absolute_sums(
+    layer: SparseLayer, x: Tensor, grad: Tensor, batch: GlobalBatch = WHOLE_BATCH
+) -> tuple[Tensor, Tensor]:
     """f = sum of abs(h), g = sum of abs(delta), over the batch rows: GraBo (arXiv 2401.06898).
 
     Args:
         layer: the layer that x and grad come from.
         x: its product's input, (..., in) or (N, C, H, W) or (C, H, W).
         grad: the gradient of its output, in the same layout.
+        batch: what x and grad are a part of; x is empty where it is none.
     """
+    return batch.sums(layer, lambda: _absolute_sums(layer, x, grad), x.numel() == 0)
+
+
+def _absolute_sums(layer: SparseLayer, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(layer, SparseConv2d):
         x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         return _sum_abs(x, (0,)).unsqueeze(0), _sum_abs(grad, (0,))
@@ -45,26 +53,42 @@ def _windowed(layer: SparseConv2d, plane: Tensor, out_size: torch.Size) -> Tenso
     return sums.to(plane.device, plane.dtype).view(layer.groups, -1)
 
 
-def sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sketched_sums(
+    layer: SparseLayer, x: Tensor, grad: Tensor, generator: torch.Generator, batch: GlobalBatch = WHOLE_BATCH
+) -> tuple[Tensor, Tensor]:
     """f = abs(sum of s h), g = abs(sum of s delta), with the same random sign s of each batch row in both:
     GraEst (arXiv 2401.06898, after the AMS sketch).
 
     Args:
-        layer, x, grad: as for :func:`absolute_sums`.
+        layer, x, grad, batch: as for :func:`absolute_sums`.
         generator: a CPU generator, of the signs.
     """
+    empty = x.numel() == 0
+    signs = batch.signs((0,) if empty else _sign_size(layer, grad), generator)
+    f, g = batch.sums(layer, lambda: _sketched_sums(layer, x, grad, signs), empty)
+    return f.abs(), g.abs()
+
+
+def _sign_size(layer: SparseLayer, grad: Tensor) -> tuple[int, ...]:
+    """One for each batch row, in the layout that an output gradient of one channel has."""
+    if not isinstance(layer, SparseConv2d):
+        return (grad.numel() // grad.shape[-1],)
+    grad = _batched(grad)
+    return (grad.shape[0], 1, *grad.shape[2:])
+
+
+def _sketched_sums(layer: SparseLayer, x: Tensor, grad: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     dtype = _sum_dtype(x)
     if not isinstance(layer, SparseConv2d):
         x, grad = x.reshape(-1, x.shape[-1]).to(dtype), grad.reshape(-1, grad.shape[-1]).to(dtype)
-        signs = _signs(x.shape[:1], generator).to(x)
-        return torch.mv(x.t(), signs).abs().unsqueeze(0), torch.mv(grad.t(), signs).abs()
+        signs = signs.to(x)
+        return torch.mv(x.t(), signs).unsqueeze(0), torch.mv(grad.t(), signs)
     x, grad = _batched(x), _batched(grad)
-    signs = _signs((grad.shape[0], 1, *grad.shape[2:]), generator)
     if x.device.type == "cpu":
         f, g = _signed_sums(layer, x, signs), _signed_sums(None, grad, signs)
     else:
         f, g = _signed_products(layer, x, grad, signs)
-    return f.abs().view(layer.groups, -1), g.abs()
+    return f.view(layer.groups, -1), g
 
 
 def _signed_products(layer: SparseConv2d, x: Tensor, grad: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +159,3 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 def _batched(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x.unsqueeze(0)
-
-
-def _signs(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """int8, on the CPU."""
-    return torch.randint(2, size, generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
