@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsekern.growth.edges import Move, move_parameter, unwrapped
-from sparsekern.growth.layers import find_sparse_layers
+from sparsekern.growth.layers import check_whole, find_sparse_layers
 from sparsekern.growth.lockstep import END, STEP, Lockstep
 from sparsekern.growth.ranks import WHOLE_BATCH, GlobalBatch, Group, find_ranks, keep_indices_home
 from sparsekern.growth.schedule import cosine_share
@@ -143,6 +143,7 @@ class Growth:
         }
         if not find_sparse_layers(model):
             raise ValueError("model has no sparse layers whose edges could move: call sparsekern.sparsify(model) first")
+        check_whole(model, self.layers)
         self._check_layers()
         self.followers: list[dict[str, SparseLayer]] = []
         for follower in followers:
@@ -286,12 +287,6 @@ class Growth:
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         owners: dict[int, str] = {}
         for name, layer in self.layers.items():
-            if hasattr(layer.weight, "device_mesh") or layer.weight.shape != (layer.nnz,):
-                raise TypeError(
-                    f"the weight of layer {name!r} is sharded (fully_shard, FSDP): its edges cannot move among shards. "
-                    "Use DistributedDataParallel, whose gradients are sparse already, and ZeroRedundancyOptimizer "
-                    "for a share of the optimizer's state on each rank"
-                )
             if id(layer.weight) not in held:
                 raise ValueError(
                     f"the weight of layer {name!r} is not among the optimizer's parameters: build the "
