@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 
 class RankPool:
-    """As many processes as are asked for: ``pool(world, function, *args)`` lists each one's ``function(rank, *args)``."""
+    """As many processes as asked for: ``pool(world, function, *args)`` lists each one's ``function(rank, *args)``."""
 
     def __init__(self):
         self.workers = []

@@ -17,6 +17,7 @@ from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.progress import tell
+from sparsekern.training.ranks import FirstFailed, Processes, join, leave, processes
 from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.topology import load_masks_for, sparsity_of_mask
 from sparsekern.training.trainer import Trainer
@@ -38,10 +39,23 @@ class Arguments(TrainConfig):
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns its exit code: 0, 1 for what cannot be done, 128 + signal where one stopped it."""
-    console = Console()
+    """Runs the command. Returns its exit code: 0, 1 for what cannot be done, 128 + signal where one stopped it.
+
+    On the processes that torchrun starts, each trains on its part of every batch.
+    """
+    team = join()
+    code = train_together(arguments, team)
+    if code != 1:
+        leave()
+    return code
+
+
+def train_together(arguments: Sequence[str], team: Processes) -> int:
+    console = Console(quiet=not team.leads)
     try:
         trainer, folder = prepare(arguments)
+    except FirstFailed:
+        return 1
     except (ValueError, ImportError, OSError) as error:
         return fail(error)
     tell(console, f"run folder: {folder.path}")
@@ -52,6 +66,8 @@ def train(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         tell(console, f"{stopped}\n  sparsekern train --resume {folder.path}")
         return stopped.code
+    except FirstFailed:
+        return 1
     except (FloatingPointError, DataError) as error:
         return fail(error)
     return 0
@@ -62,7 +78,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     ahead = defaults_of(arguments)
     path = ahead.resume
     if path is None:
-        return start(new_config(arguments))
+        return start(processes().first(lambda: new_config(arguments)))
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)

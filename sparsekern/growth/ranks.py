@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ Group = Any
 _BUCKET = 1 << 22  # numbers that are added up in one collective
 _INDICES = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "permutation")
 
+_looked_through: WeakSet[DistributedDataParallel] = WeakSet()
 # Gloo groups of our own, by the group whose ranks they have.
 _own_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -162,7 +163,7 @@ def find_ranks(model: nn.Module, process_group: Group) -> Ranks | None:
 def keep_indices_home(model: nn.Module) -> None:
     """Has DistributedDataParallel no longer send sparse layers' indices, as it does all buffers at each forward.
 
-    All ranks hold the same. Where the model is not wrapped yet, or is inside of what is wrapped, its first forward
+    All ranks hold the same. Where the model is not wrapped yet, or is inside of what is wrapped, the first forward
     call in a DistributedDataParallel sees to it.
     """
     wrapped = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
@@ -171,18 +172,20 @@ def keep_indices_home(model: nn.Module) -> None:
     if wrapped:
         return
 
-    def look(module: nn.Module, inputs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        parallel = DistributedDataParallel._get_active_ddp_module()
-        if parallel is not None:
-            _ignore_indices(parallel)
-            handle.remove()
+    if _look not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_look)
 
-    handle = model.register_forward_pre_hook(look)
+
+def _look(model: nn.Module, inputs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    parallel = DistributedDataParallel._get_active_ddp_module()
+    if parallel is not None and parallel not in _looked_through:
+        _ignore_indices(parallel)
 
 
 def _ignore_indices(parallel: DistributedDataParallel) -> None:
+    _looked_through.add(parallel)
     layers = {name: each for name, each in parallel.module.named_modules() if isinstance(each, SparseLayer)}
     parallel.parameters_to_ignore |= {f"{name}.{buffer}".lstrip(".") for name in layers for buffer in _INDICES}
     # It looks for what to send anew at each forward, but not where there was something and is nothing now.

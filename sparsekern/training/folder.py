@@ -64,7 +64,9 @@ class RunFolder:
             raise ValueError(f"{self.config} cannot be read: {error}") from error
 
     def save(self, trainer: Trainer) -> None:
-        save_checkpoint(self.checkpoint, trainer.state_dict())
+        state = trainer.state_dict()
+        if trainer.processes.leads:
+            save_checkpoint(self.checkpoint, state)
 
     def load(self, trainer: Trainer) -> None:
         """Brings `trainer` to the checkpoint. Raises FileNotFoundError or CheckpointError."""
@@ -77,6 +79,8 @@ class RunFolder:
     def restore(self, trainer: Trainer) -> None:
         """Loads `trainer`, cuts the CSVs back to its step and removes what a killed save left."""
         self.load(trainer)
+        if not trainer.processes.leads:
+            return
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
         self.metrics.cut(trainer.step)

@@ -20,5 +20,6 @@ def load_model(run: str | os.PathLike[str]) -> nn.Module:
     """
     folder = RunFolder(Path(run))
     trainer = Trainer(folder.load_config(), restoring=True)
+    trainer.any_processes = True
     folder.load(trainer)
     return trainer.evaluated.eval()

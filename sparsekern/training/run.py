@@ -12,6 +12,7 @@ from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.plots import draw_plots
 from sparsekern.training.progress import ProgressBar, StopRequest, tell
+from sparsekern.training.ranks import processes
 from sparsekern.training.report import print_report, summarise
 from sparsekern.training.trainer import Trainer
 
@@ -27,7 +28,7 @@ class Stopped(Exception):
 def start(config: TrainConfig) -> tuple[Trainer, RunFolder]:
     """A new run in a new folder. Raises ValueError, ImportError or FileExistsError before anything is written."""
     trainer = build(config)
-    folder = RunFolder.create(config)
+    folder = RunFolder(processes().first(lambda: RunFolder.create(config).path))
     folder.save(trainer)
     return trainer, folder
 
@@ -56,7 +57,8 @@ def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
         twin, twin_folder = dense_twin(trainer.config, folder)
         twin_summary = finish(twin, twin_folder, console)
-    print_report(console, summary, twin_summary)
+    if trainer.processes.leads:
+        print_report(console, summary, twin_summary)
 
 
 def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFolder]:
@@ -67,14 +69,16 @@ def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFold
         sparsity=dataclasses.replace(config.sparsity, dense=True),
         run=dataclasses.replace(config.run, twin=False, output=twin_folder.path, stop_after=None),
     )
-    if twin_folder.checkpoint.exists():
+    if processes().first(twin_folder.checkpoint.exists):
         return resume(twin_config, twin_folder), twin_folder
     return start(twin_config)
 
 
 def finish(trainer: Trainer, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Trains what is left of a run, draws its plots and returns its summary."""
+    """Trains what is left of a run, draws its plots and returns its summary, which the first process alone has."""
     fit(trainer, folder, console)
+    if not trainer.processes.leads:
+        return {}
     summary = summarise(trainer, folder)
     folder.write_summary(summary)
     if trainer.config.run.plots:
@@ -91,13 +95,17 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     with StopRequest() as stop, bar:
         while trainer.epoch < config.epochs:
             for images, labels in trainer.loader:
-                folder.topology.append(trainer.train_step(images, labels))
+                updates = trainer.train_step(images, labels)
+                if trainer.processes.leads:
+                    folder.topology.append(updates)
                 bar.advance(trainer.step)
-                if stop.signal is not None or trainer.step == config.stop_after:
+                signal = trainer.processes.most(stop.signal or 0)
+                if signal or trainer.step == config.stop_after:
                     folder.save(trainer)
-                    raise Stopped(trainer, code=0 if stop.signal is None else 128 + stop.signal)
+                    raise Stopped(trainer, code=128 + signal if signal else 0)
             metrics = trainer.finish_epoch()
-            folder.metrics.append([metrics])
+            if trainer.processes.leads:
+                folder.metrics.append([metrics])
             bar.show_epoch(metrics)
             if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                 folder.save(trainer)
