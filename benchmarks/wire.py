@@ -211,7 +211,9 @@ def page(result: dict[str, Any]) -> str:
         f"of dense, an update every {result['interval']} steps",
         "that over density",
     ]
-    updates = [[str(row["ranks"]), row["method"], f"{row['plain']:,.0f}", f"{row['update']:,.0f}"] for row in result["updates"]]
+    updates = [
+        [str(row["ranks"]), row["method"], f"{row['plain']:,.0f}", f"{row['update']:,.0f}"] for row in result["updates"]
+    ]
     equal = [
         [
             str(row["ranks"]),
