@@ -16,6 +16,7 @@ COMMANDS = {
     "large": ("memory of ResNet-50 and ViT-B/16: built, trained and saved", options.Large),
     "width": ("a layer's step time and memory by its width, at a fixed number of edges a neuron", options.Width),
     "updates": ("time of one topology update by the layer's width", options.Updates),
+    "wire": ("bytes that ranks send in a step, against dense", options.Wire),
     "digits": ("accuracy on digits of every growth method", options.Digits),
     "tost": ("accuracy on digits of ToST's ingredients", options.Tost),
     "faults": ("what a run survives: kills, damaged files, a full disk, interruptions", options.Faults),

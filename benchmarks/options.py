@@ -165,6 +165,33 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """Bytes that a rank sends in a step of DistributedDataParallel, sparse against dense; and whether the topologies
+    of ranks stay those of a single process. Linux only."""
+
+    ranks: tuple[int, ...] = (2, 4)
+    """Numbers of processes, on this machine."""
+    densities: tuple[float, ...] = (0.2, 0.1, 0.05, 0.02, 0.01)
+    """Shares of nonzero weights."""
+    widths: tuple[int, ...] = (2048, 2048, 2048, 512)
+    """Of a fully connected network's layers."""
+    batch: int = 8
+    """Samples on each rank."""
+    steps: int = 4
+    """Measured steps, the last with an update; at least 2."""
+    interval: int = 100
+    """Steps between updates that the figures are computed for."""
+    updates: int = 200
+    """For which topologies are compared."""
+    threads: int = 1
+    """Of each process."""
+    seed: int = 0
+    """Of topologies and inputs."""
+    output: Path = RESULTS
+    """Folder of the results."""
+
+
+@dataclass(frozen=True)
 class Updates:
     """Time of one GSE update, of a square layer by its width, and of other layers against an ordinary step.
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sparsekern import _C
 from sparsekern.backends.topology import cpu, reference
 from sparsekern.growth import statistics
+from sparsekern.growth.ranks import WHOLE_BATCH
 from sparsekern.growth.samplers import EPSILON, SAMPLERS, inactive, sample_uniform, sample_weighted
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.pattern import Pattern
@@ -269,7 +270,7 @@ def test_sums_under_signs_equal_the_products_of_any_device(isa, channels, size, 
     layer = SparseConv2d(channels, 4, density=0.5, dtype=dtype, **options)
     x = torch.randn(3, channels, *size, dtype=dtype)
     grad = torch.randn_like(layer(x))
-    signs = cpu.signs((3, 1, *grad.shape[2:]), x.device, torch.Generator())
+    signs = WHOLE_BATCH.signs((3, 1, *grad.shape[2:]), x.device, torch.Generator())
     geometry = layer.kernel_size, layer.stride, layer.product_padding, layer.dilation
     for layout in (torch.contiguous_format, torch.channels_last):
         for side, where in ((x, geometry), (grad.detach(), ())):

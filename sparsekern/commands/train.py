@@ -17,6 +17,7 @@ from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.progress import tell
+from sparsekern.training.ranks import FirstFailed, Processes, join, leave, processes
 from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.topology import load_masks_for, sparsity_of_mask
 from sparsekern.training.trainer import Trainer
@@ -43,11 +44,22 @@ class Arguments(TrainConfig):
 def train(arguments: Sequence[str]) -> int:
     """Runs the command. Returns its exit code: 0 when finished or at --stop-after, 1 for what cannot be done.
 
-    Saved and stopped by SIGTERM it is 75 (SAVED_ON_SIGTERM), by Ctrl-C 130.
+    Saved and stopped by SIGTERM it is 75 (SAVED_ON_SIGTERM), by Ctrl-C 130. On the processes that torchrun starts, each
+    trains on its part of every batch.
     """
-    console = Console()
+    team = join()
+    code = train_together(arguments, team)
+    if code != 1:
+        leave()
+    return code
+
+
+def train_together(arguments: Sequence[str], team: Processes) -> int:
+    console = Console(quiet=not team.leads)
     try:
         trainer, folder = prepare(arguments)
+    except FirstFailed:
+        return 1
     except (ValueError, ImportError, OSError) as error:
         return fail(error)
     tell(console, f"run folder: {folder.path}")
@@ -58,6 +70,8 @@ def train(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         tell(console, f"{stopped}\n  sparsekern train --resume {folder.path}")
         return stopped.code
+    except FirstFailed:
+        return 1
     except (FloatingPointError, DataError, OSError) as error:
         return fail(error)
     return 0
@@ -68,9 +82,9 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     ahead = defaults_of(arguments)
     path = ahead.resume
     if path is None:
-        return start(new_config(arguments))
+        return start(processes().first(lambda: new_config(arguments)))
     if path == AUTO:
-        return start_or_resume(new_config(arguments))
+        return start_or_resume(processes().first(lambda: new_config(arguments)))
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
@@ -87,8 +101,7 @@ def start_or_resume(config: TrainConfig) -> tuple[Trainer, RunFolder]:
     if config.run.output is None:
         raise ValueError("--resume auto needs --output, the folder where the run is or will be")
     folder = RunFolder(config.run.output)
-    if not folder.checkpoints.exist():
-        folder.clear_unsaved()
+    if not processes().first(folder.holds_run):
         return start(config)
     check_same(config, folder.load_config())
     return resume(config, folder), folder

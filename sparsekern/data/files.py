@@ -79,7 +79,7 @@ class KeyOrder(EpochOrder):
     def __iter__(self) -> Iterator[list[Key]]:
         for position in range(self.position, len(self)):
             # Of one image in one epoch: neither the worker that reads it nor its place in the order matters.
-            yield [(index, hashed_seed(self.epoch_seed, index)) for index in self.chosen(position).tolist()]
+            yield [(index, hashed_seed(self.epoch_seed, index)) for index in self.chosen(position)[self.part].tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"epoch_seed": self.epoch_seed}
@@ -131,6 +131,10 @@ class FileLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.keys.load_state_dict(state)
+
+    def take_part(self, number: int, parts: int) -> None:
+        """As `EpochOrder.take_part`, from the next iteration on."""
+        self.keys.take_part(number, parts)
 
     def peek(self) -> Tensor:
         """One batch of prepared training images, for measurements; nothing of the order is used up."""
@@ -208,12 +212,12 @@ class FileSet:
             device=self.device,
         )
 
-    def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The dev or test set in order, `size` images at a time."""
+    def batches(self, split: Split, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The dev or test set in order, `size` images at a time; of these, from `first` on every `step`th."""
         samples = self.dev if split == "dev" else self.test
         images = PictureFiles(samples, (self.center, self.to_bytes))
         keys: list[Key] = [(index, None) for index in range(len(samples))]
-        groups = [keys[start : start + size] for start in range(0, len(keys), size)]
+        groups = [keys[start : start + size] for start in range(first * size, len(keys), step * size)]
         loader = DataLoader(
             images,
             batch_sampler=groups,

@@ -100,8 +100,8 @@ class ImageSet:
             prepare=self.prepare,
         )
 
-    def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The dev or test set in order, `size` images at a time."""
+    def batches(self, split: Split, size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The dev or test set in order, `size` images at a time; of these, from `first` on every `step`th."""
         images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-        for some, theirs in zip(images.split(size), labels.split(size), strict=True):
+        for some, theirs in list(zip(images.split(size), labels.split(size), strict=True))[first::step]:
             yield self.prepare(some), theirs

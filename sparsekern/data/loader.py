@@ -43,6 +43,7 @@ class EpochOrder:
         self.count, self.batch_size = count, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.order, self.position = self.draw_order(), 0
+        self.part = slice(None)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -54,6 +55,17 @@ class EpochOrder:
     def chosen(self, position: int) -> Tensor:
         """(batch_size,) int64: the samples of this epoch's batch at `position`."""
         return self.order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def take_part(self, number: int, parts: int) -> None:
+        """From now on, of each batch the part `number` of so many alone; the order and all draws stay the whole's.
+
+        Raises ValueError if a part would be empty.
+        """
+        if self.batch_size < parts:
+            raise ValueError(f"batch_size must be at least {parts}, one for each process, got {self.batch_size}")
+        short, longer = divmod(self.batch_size, parts)
+        start = number * short + min(number, longer)
+        self.part = slice(start, start + short + (number < longer))
 
     def begin_epoch(self) -> None:
         self.order, self.position = self.draw_order(), 0
@@ -97,17 +109,17 @@ class BatchLoader(EpochOrder):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while self.position < len(self):
-            chosen = self.chosen(self.position).to(self.images.device)
+            chosen = self.chosen(self.position)[self.part].to(self.images.device)
             self.position += 1
             yield self.prepare(self.augment(self.images[chosen])), self.labels[chosen]
         self.begin_epoch()
 
     def augment(self, images: Tensor) -> Tensor:
         if self.shift:
-            offsets = torch.randint(2 * self.shift + 1, (len(images), 2), generator=self.generator)
+            offsets = torch.randint(2 * self.shift + 1, (self.batch_size, 2), generator=self.generator)[self.part]
             images = shifted(images, offsets.to(images.device), self.shift, self.fill)
         if self.flip:
-            mirrored = torch.rand(len(images), generator=self.generator) < 0.5
+            mirrored = torch.rand(self.batch_size, generator=self.generator)[self.part] < 0.5
             images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         return images
 

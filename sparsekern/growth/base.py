@@ -15,9 +15,11 @@ from sparsekern.backends.choice import topology_of
 from sparsekern.backends.topology.numbers import Number, at_most
 from sparsekern.backends.topology.writes import Writes
 from sparsekern.growth.candidates import Candidates
-from sparsekern.growth.edges import Move, move_parameter
-from sparsekern.growth.layers import find_sparse_layers
+from sparsekern.growth.edges import Move, move_parameter, unwrapped
+from sparsekern.growth.layers import check_whole, find_sparse_layers
+from sparsekern.growth.lockstep import END, STEP, Lockstep
 from sparsekern.growth.outcome import LayerUpdate, Outcome, told
+from sparsekern.growth.ranks import WHOLE_BATCH, GlobalBatch, Group, find_ranks, keep_indices_home
 from sparsekern.growth.schedule import cosine_share
 from sparsekern.growth.select import all_finite, mark_by_magnitude
 from sparsekern.nn.layer import SparseLayer
@@ -56,6 +58,13 @@ class Growth:
     that lost its edges may get some again; a layer without any edge has none to replace. If the optimizer did
     not step, the candidates are dropped and the update is made at the next real step.
 
+    Where torch.distributed has several ranks, they are taken to train one model, as DistributedDataParallel does, and
+    hold the same topology at every step: it is made, called, saved and loaded on all of them alike, before or after
+    the model is wrapped. Layers whose edges or values differ at first take the first rank's. What decides about edges
+    is of the batch of all ranks; a rank with an empty batch, or whose backward does not reach a layer, adds nothing
+    to it. After each update the topologies are compared. Sparse layers' indices are kept out of what
+    DistributedDataParallel sends at each forward.
+
     Args:
         model: the model whose sparse layers change. Layers with a frozen weight are left out.
         optimizer: holds the weights of all these layers.
@@ -66,10 +75,17 @@ class Growth:
         followers: models with the same layers and edges, such as a moving average of this one
             (``torch.optim.swa_utils.AveragedModel``), whose edges and values move along.
         generator: CPU generator that the seed of all later random draws is taken from; torch's default one
-            if None.
+            if None. Of several ranks, the first one's seed counts.
+        process_group: the ranks that train this model; None for those of its DistributedDataParallel, or all of
+            them where it is not wrapped (yet); "alone" for a rank that trains a model of its own.
+
+    Attributes:
+        ranks: those that train the model together; None for a single one.
+        batch: which part of their batch ``propose`` is given.
 
     Raises:
         TypeError, ValueError: naming the argument or layer that does not fit.
+        RanksDiffer: a RuntimeError, here and in ``step``, naming the layer and ranks that differ.
     """
 
     # Whether candidates are drawn in backward, from activations and gradients.
@@ -86,6 +102,7 @@ class Growth:
         exclude: Sequence[str] = (),
         followers: Sequence[nn.Module] = (),
         generator: torch.Generator | None = None,
+        process_group: Group = None,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha!r}; expected a number in [0, 1]")
@@ -97,7 +114,7 @@ class Growth:
         self.alpha = alpha
         self.interval = interval
         self.end = end
-        self.optimizer = optimizer
+        self.optimizer = unwrapped(optimizer)
         self.layers = {
             name: layer
             for name, layer in find_sparse_layers(model, tuple(exclude)).items()
@@ -105,17 +122,27 @@ class Growth:
         }
         if not find_sparse_layers(model):
             raise ValueError("model has no sparse layers whose edges could move: call sparsekern.sparsify(model) first")
+        check_whole(model, self.layers)
         self._check_layers()
         self.followers: list[dict[str, SparseLayer]] = []
         for follower in followers:
             self.follow(follower)
         self._names = {layer: name for name, layer in self.layers.items()}
         self._seed = draw_seed(generator)
+        self.batch: GlobalBatch = WHOLE_BATCH
+        self.ranks = find_ranks(model, process_group)
+        self._lockstep = None
+        if self.ranks is not None:
+            self._lockstep = Lockstep(self.ranks, self.layers)
+            self._lockstep.begin(self.config(), self.followers)
+            self._seed = self._lockstep.agree_on(self._seed)
+            keep_indices_home(model)
         self._steps = 0  # real optimizer steps that step() has seen
         self._attempt = 0  # armed steps dropped since the last update
         self._hooked = False
         self._stepped = False  # whether the optimizer has stepped since the last step()
         self._proposals: dict[str, _Proposal] = {}
+        self._tasks: set[int] = set()  # backward passes of this step, at whose ends the ranks meet
         self._hook_optimizer()
         self._arm()
 
@@ -140,7 +167,7 @@ class Growth:
         Args:
             layer: the layer.
             x, grad: its product's input and output gradient, as a watcher is given them; empty where
-                ``needs_backward`` is false.
+                ``needs_backward`` is false, and on a rank that has no part of the ``batch``.
             asked: edges that this update would replace.
             generator: a CPU generator of this layer's and this update's own.
 
@@ -177,14 +204,21 @@ class Growth:
         """
         stepped = self._stepped or not self._hooked
         self._stepped = False
+        if self._lockstep is not None and self.armed:
+            self._meet(STEP, note=2 * self._steps + stepped)
+            self._tasks.clear()
         proposals, self._proposals = self._proposals, {}
         if not stepped:
             self._attempt += 1
             return []
         updates = []
         if self.armed:
+            if self._lockstep is not None:
+                self._average(proposals)
             outcomes = [self._update(name, proposals.get(name)) for name in self.layers]
             updates = told(self._coming, outcomes, stacklevel=3)
+            if self._lockstep is not None:
+                self._lockstep.compare_topologies(self._coming)
             self._attempt = 0
         self._steps += 1
         self._arm()
@@ -288,16 +322,68 @@ class Growth:
     def _watch(self, layer: SparseLayer, x: Tensor, grad: Tensor) -> None:
         """Inside backward: draws the layer's candidates if it has none, and adds this call's gradient."""
         name = self._names[layer]
-        if not self.armed or x.numel() == 0:
+        if not self.armed or (self._lockstep is None and x.numel() == 0):
             return
         with torch.autocast(x.device.type, enabled=False):
+            if self._lockstep is not None:
+                self._meet_at_the_end()
+                if name not in self._proposals:
+                    rows = grad.numel() // layer.matrix_shape[0] if x.numel() else 0
+                    self._meet(name, (x, grad), rows)
+            if x.numel() == 0:
+                return
             proposal = self._proposals.get(name)
             if proposal is None:
-                proposal = self._proposals[name] = self._propose(name, x, grad)
-            if proposal.candidates is None:
-                return
-            scores = layer.weight_grad_at(grad, x, proposal.candidates)
-        proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
+                proposal = self._propose(name, x, grad)
+            if proposal.candidates is not None:
+                scores = layer.weight_grad_at(grad, x, proposal.candidates)
+                proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
+        self._proposals[name] = proposal  # whole: never candidates whose gradient found no memory
+
+    def _meet(self, at: str | int, here: tuple[Tensor, Tensor] | None = None, rows: int = 0, note: int = 0) -> None:
+        """Proposes for each layer that some rank has come to, until all have come ``at`` where this one is.
+
+        ``here`` are the layer's input and output gradient, of that many batch ``rows``.
+        """
+        assert self._lockstep is not None
+        while (coming := self._lockstep.next(at, rows, note)) is not None:
+            name, self.batch = coming
+            if self.batch.total:
+                nothing = self.layers[name].weight.new_empty(0)
+                x, grad = here if name == at and here is not None else (nothing, nothing)
+                self._proposals[name] = self._propose(name, x, grad)
+            if name == at:
+                break
+        self.batch = WHOLE_BATCH
+
+    def _meet_at_the_end(self) -> None:
+        """Has this rank serve, at the end of the backward pass that it is in, the layers that it did not come to.
+
+        DistributedDataParallel waits for the other ranks' gradients after that, and they may be waiting at a layer.
+        """
+        task = torch._C._current_graph_task_id()
+        if task in self._tasks:
+            return
+        self._tasks.add(task)
+        if len(self._proposals) < len(self.layers):
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._meet(END))
+
+    def _average(self, proposals: dict[str, _Proposal]) -> None:
+        """Makes each rank's gradients at the candidates the mean over all ranks, as the values' gradients are."""
+        assert self._lockstep is not None
+        assert self.ranks is not None
+        drawn = {name: each for name, each in proposals.items() if each.candidates is not None}
+        patterns = {name: each.candidates for name, each in drawn.items() if each.candidates is not None}
+        self._lockstep.compare_candidates(patterns, self._coming)
+        scores = []
+        for name, proposal in sorted(drawn.items()):
+            weight = self.layers[name].weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            if proposal.scores is None:
+                proposal.scores = weight.new_zeros(patterns[name].nnz, dtype=dtype)
+            scores.append(proposal.scores.to(dtype))
+        for (_, proposal), mean in zip(sorted(drawn.items()), self.ranks.mean(scores), strict=True):
+            proposal.scores = mean
 
     def _propose(self, name: str, x: Tensor, grad: Tensor) -> _Proposal:
         layer = self.layers[name]

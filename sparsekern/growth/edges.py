@@ -38,10 +38,26 @@ def move_parameter(move: Move, parameter: Tensor, optimizer: Optimizer | None) -
     move(parameter)
     if parameter.grad is not None:
         move(parameter.grad)
-    if optimizer is not None:
-        for key, state in optimizer.state.get(parameter, {}).items():
+    for state in _states(optimizer):
+        for key, item in state.get(parameter, {}).items():
             if key != "step":  # a counter, also where there is only one edge
-                _move_state(move, state, parameter.shape)
+                _move_state(move, item, parameter.shape)
+
+
+def _states(optimizer: Optimizer | None) -> list[Any]:
+    """Where the optimizer keeps state: ZeroRedundancyOptimizer has a rank's share of it in another inside, `optim`."""
+    if optimizer is None:
+        return []
+    inner = getattr(optimizer, "optim", None)
+    return [optimizer.state, inner.state] if isinstance(inner, Optimizer) else [optimizer.state]
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside of a wrapper that shares its state, as accelerate's and Lightning's do."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) and getattr(optimizer, "state", None) is inner.state:
+        return unwrapped(inner)
+    return optimizer
 
 
 def _move_state(move: Move, state: Any, shape: torch.Size) -> None:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from sparsekern.backends.choice import topology_of
 from sparsekern.growth.candidates import Candidates
+from sparsekern.growth.ranks import WHOLE_BATCH, GlobalBatch
 from sparsekern.growth.statistics import absolute_sums, sketched_sums
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, pointer_dtype
 
-# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator). Raises FloatingPointError
-# where x or grad is not finite, if the host knows.
-Sampler = Callable[[SparseLayer, Tensor, Tensor, int, torch.Generator], Candidates]
+# Draws up to `count` candidates of a layer from (layer, x, grad, count, generator, batch), where x and grad are a part
+# of the batch. Raises FloatingPointError where the batch's are not finite, if the host knows.
+Sampler = Callable[..., Candidates]
 
 # Added to every weight, in units of their mean: no row or column is ever impossible, so that a layer where
 # most of them are silent still has candidates.
@@ -71,20 +72,41 @@ def inactive(pattern: Pattern) -> int:
     return pattern.shape[0] * pattern.shape[1] - pattern.nnz
 
 
-def uniform(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
+def uniform(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Candidates:
     """Every candidate equally likely."""
     return sample_uniform(layer.pattern, count, generator)
 
 
-def grabo(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
+def grabo(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Candidates:
     """By the upper bound of each weight's gradient: abs(h delta^T) <= (abs(h) 1) (abs(delta) 1)^T."""
-    f, g = absolute_sums(layer, x, grad)
+    f, g = absolute_sums(layer, x, grad, batch)
     return sample_weighted(layer.pattern, g, f, count, generator)
 
 
-def graest(layer: SparseLayer, x: Tensor, grad: Tensor, count: int, generator: torch.Generator) -> Candidates:
+def graest(
+    layer: SparseLayer,
+    x: Tensor,
+    grad: Tensor,
+    count: int,
+    generator: torch.Generator,
+    batch: GlobalBatch = WHOLE_BATCH,
+) -> Candidates:
     """By a random estimate of each weight's gradient, from sums of the batch under the same random signs."""
-    f, g = sketched_sums(layer, x, grad, generator)
+    f, g = sketched_sums(layer, x, grad, generator, batch)
     return sample_weighted(layer.pattern, g, f, count, generator)
 
 

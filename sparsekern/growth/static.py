@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparsekern.growth.base import Growth
+from sparsekern.growth.ranks import Group
 
 
 class Static(Growth):
@@ -23,6 +24,7 @@ class Static(Growth):
         exclude: Sequence[str] = (),
         followers: Sequence[nn.Module] = (),
         generator: torch.Generator | None = None,
+        process_group: Group = None,
     ) -> None:
         super().__init__(
             model,
@@ -33,6 +35,7 @@ class Static(Growth):
             exclude=exclude,
             followers=followers,
             generator=generator,
+            process_group=process_group,
         )
 
     def share(self, step: int) -> float:

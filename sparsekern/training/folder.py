@@ -57,11 +57,13 @@ class RunFolder:
         write_json(folder.config, config.to_dict())
         return folder
 
-    def clear_unsaved(self) -> None:
-        """Makes the folder of a run that was killed before its first checkpoint empty again."""
+    def holds_run(self) -> bool:
+        """Whether there is a run to resume; one that was killed before its first checkpoint is cleared away."""
+        if self.checkpoints.exist():
+            return True
         remove_unfinished(self.path)
-        if not self.checkpoints.exist():
-            self.config.unlink(missing_ok=True)
+        self.config.unlink(missing_ok=True)
+        return False
 
     def load_config(self) -> TrainConfig:
         """Raises FileNotFoundError where there is no run, ValueError for a config.json that cannot be read."""
@@ -75,13 +77,16 @@ class RunFolder:
     def save(self, trainer: Trainer) -> None:
         """Raises OSError where it cannot, FloatingPointError for weights that are not finite.
 
-        The newest checkpoint then is what it was.
+        The newest checkpoint then is what it was. Of several processes all call it, and the first one writes.
         """
         check_finite(trainer.model)
+        state = trainer.state_dict()
+        if not trainer.processes.leads:
+            return
         for log in (self.metrics, self.topology):  # what the checkpoint says was done is then on record too
             if log.path.exists():
                 sync(log.path)
-        self.checkpoints.save(trainer.state_dict(), trainer.step, trainer.config.run.keep)
+        self.checkpoints.save(state, trainer.step, trainer.config.run.keep)
 
     def load(self, trainer: Trainer) -> None:
         """Brings `trainer` to the newest checkpoint, and no other. Raises FileNotFoundError or CheckpointError."""
@@ -90,10 +95,19 @@ class RunFolder:
     def restore(self, trainer: Trainer) -> None:
         """Brings `trainer` to the newest checkpoint that can be read, and the CSVs back to its step.
 
-        Removes what a killed save left. Warns where an earlier checkpoint stands in for a damaged one. Raises
-        FileNotFoundError or CheckpointError.
+        Removes what a killed save left. Warns where an earlier checkpoint stands in for a damaged one. Of several
+        processes the first one says which. Raises FileNotFoundError or CheckpointError.
         """
-        take(trainer, *self.checkpoints.find())
+        found: list[tuple[Path, dict[str, Any]]] = []
+
+        def find() -> Path:
+            found.append(self.checkpoints.find())
+            return found[0][0]
+
+        path = trainer.processes.first(find)
+        take(trainer, path, found[0][1] if found else load_checkpoint(path))
+        if not trainer.processes.leads:
+            return
         remove_unfinished(self.path)
         self.metrics.cut(trainer.step)
         self.topology.cut(trainer.step)

@@ -33,6 +33,7 @@ def load_trained(run: str | os.PathLike[str]) -> tuple[nn.Module, tuple[int, int
     state = load_checkpoint(folder.checkpoint)
     if config.tost.ghosts or "images" not in state:
         trainer = Trainer(config, restoring=True)
+        trainer.any_processes = True
         folder.load(trainer)
         return trainer.evaluated.eval(), (trainer.data.channels, trainer.data.size, trainer.data.size)
     channels, size, classes = state["images"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ class NonFinite:
     "skip": the step is left out, with a warning. Parameters, optimizer state, topology and norm statistics stay as
     they were before it; the step counts in the learning rate's schedule and the order of the data. So is a step with
     a finite loss and gradients that are not, unless a GradScaler decides on those. FloatingPointError after LIMIT in a
-    row.
+    row. Of several processes each sees a part of the batch: they leave out a step together (`all_say`), and the
+    gradient is the same on all of them.
     """
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, all_say: Callable[[bool], bool] = bool) -> None:
         self.policy = policy
+        self.all_say = all_say
         self.in_a_row = 0
         self.kept: list[tuple[Tensor, Tensor]] = []
 
@@ -40,7 +42,7 @@ class NonFinite:
 
     def admits_loss(self, loss: Tensor, step: int) -> bool:
         """Whether the step goes on to its backward pass; under "stop" always, and `check` has the last word."""
-        return self.policy == "stop" or self.admits("loss", math.isfinite(loss.item()), step)
+        return self.policy == "stop" or self.admits("loss", self.all_say(math.isfinite(loss.item())), step)
 
     def admits_gradients(self, parameters: Iterable[nn.Parameter], step: int, *, scaled: bool) -> bool:
         """Whether the step goes on to the optimizer. A GradScaler sees to gradients that are `scaled` itself."""

@@ -13,6 +13,7 @@ from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.plots import draw_plots
 from sparsekern.training.progress import ProgressBar, StopAsked, StopRequest, tell
+from sparsekern.training.ranks import processes
 from sparsekern.training.report import print_report, summarise
 from sparsekern.training.trainer import Trainer
 
@@ -34,7 +35,7 @@ class Stopped(Exception):
 def start(config: TrainConfig) -> tuple[Trainer, RunFolder]:
     """A new run in a new folder. Raises ValueError, ImportError or FileExistsError before anything is written."""
     trainer = build(config)
-    folder = RunFolder.create(config)
+    folder = RunFolder(processes().first(lambda: RunFolder.create(config).path))
     folder.save(trainer)
     return trainer, folder
 
@@ -64,7 +65,8 @@ def run(trainer: Trainer, folder: RunFolder, console: Console) -> None:
         if trainer.config.run.twin and not trainer.config.sparsity.is_dense:
             twin, twin_folder = dense_twin(trainer.config, folder)
             twin_summary = finish(twin, twin_folder, console, stop)
-    print_report(console, summary, twin_summary)
+    if trainer.processes.leads:
+        print_report(console, summary, twin_summary)
 
 
 def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFolder]:
@@ -75,15 +77,16 @@ def dense_twin(config: TrainConfig, folder: RunFolder) -> tuple[Trainer, RunFold
         sparsity=dataclasses.replace(config.sparsity, dense=True),
         run=dataclasses.replace(config.run, twin=False, output=twin_folder.path, stop_after=None),
     )
-    if twin_folder.checkpoints.exist():
+    if processes().first(twin_folder.holds_run):
         return resume(twin_config, twin_folder), twin_folder
-    twin_folder.clear_unsaved()
     return start(twin_config)
 
 
 def finish(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest) -> dict[str, Any]:
-    """Trains what is left of a run, draws its plots and returns its summary."""
+    """Trains what is left of a run, draws its plots and returns its summary, which the first process alone has."""
     fit(trainer, folder, console, stop)
+    if not trainer.processes.leads:
+        return {}
     summary = summarise(trainer, folder)
     folder.write_summary(summary)
     if trainer.config.run.plots:
@@ -97,19 +100,32 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
     if (report := trainer.rescale()) is not None:
         tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
+    together = trainer.processes
+    # Of a test each process has a part of its own, and so no batch at which all of them could meet.
+    interrupt = stop.check if together.count == 1 else lambda: None
+
+    def check() -> None:
+        """Raises StopAsked once a signal has come to one of the processes, at the same step on all of them."""
+        if number := together.most(stop.signal or 0):
+            stop.signal = signal.Signals(number)
+            raise StopAsked
+
     with bar:
         try:
             while trainer.epoch < config.epochs:
                 for images, labels in trainer.batches():
-                    folder.topology.append(trainer.train_step(images, labels))
+                    updates = trainer.train_step(images, labels)
+                    if together.leads:
+                        folder.topology.append(updates)
                     bar.advance(trainer.step)
-                    stop.check()
+                    check()
                     if trainer.step == config.stop_after:
                         raise StopAsked
                     if config.save_every is not None and trainer.step % config.save_every == 0:
                         folder.save(trainer)
-                metrics = trainer.finish_epoch(stop.check)
-                folder.metrics.append([metrics])
+                metrics = trainer.finish_epoch(interrupt)
+                if together.leads:
+                    folder.metrics.append([metrics])
                 bar.show_epoch(metrics)
                 if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                     folder.save(trainer)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.data.images import Split
+from sparsekern.data.seeds import hashed_seed
 from sparsekern.growth import find_sparse_layers
 from sparsekern.masks import load_dense
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
@@ -31,6 +33,7 @@ from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
 from sparsekern.training.nonfinite import NonFinite
+from sparsekern.training.ranks import processes
 from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
@@ -54,10 +57,17 @@ class Trainer:
         config: of the run.
         model: a network to train as it is, in the place of the one that `config` names.
         restoring: whether a checkpoint will be loaded. A mask file is then not read: the checkpoint has the topology.
+
+    On several processes each trains on its part of every batch, and `finish_epoch`, `evaluate` and `state_dict` are
+    called on all of them. `any_processes` is to be set for one that will load the state of another number of them, to
+    use the network.
     """
+
+    any_processes = False
 
     def __init__(self, config: TrainConfig, model: nn.Module | None = None, *, restoring: bool = False) -> None:
         self.config = config
+        self.processes = processes()
         self.device = torch.device(config.run.device)
         dtype = getattr(torch, config.run.dtype)
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -69,6 +79,7 @@ class Trainer:
         self.data = build_data(config.data).to(self.device, self.dtype)
         check_smoothing(config.optimizer.label_smoothing, config.optimizer.label_smoothing_over, self.data.classes)
         self.loader = build_loader(config.data, self.data, loader_seed)
+        self.loader.take_part(self.processes.number, self.processes.count)
         self.mixing = build_mixing(config.data, self.data.classes, config.run.seed)
         self.total_steps = config.run.epochs * len(self.loader)
         if model is None:
@@ -93,9 +104,12 @@ class Trainer:
         if config.optimizer.ema and self.tost is None:
             self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
-        self.nonfinite = NonFinite(config.run.nonfinite)
+        self.nonfinite = NonFinite(config.run.nonfinite, self.processes.all_say)
         self.epoch, self.step, self.totals = 0, 0, Totals()
         self.awaits_test = False  # the epoch's batches have been taken, and the loader has begun the next epoch
+        self.parallel: DistributedDataParallel | None = None
+        if self.processes.number:  # what is drawn for a process's own images, such as dropout, is its own
+            torch.manual_seed(hashed_seed(config.run.seed, "process", self.processes.number))
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that are left of this epoch; none where it has only its test left."""
@@ -112,12 +126,12 @@ class Trainer:
         options = self.config.optimizer
         images, targets = (images, labels) if self.mixing is None else self.mixing(images, labels, self.step)
         self.nonfinite.begin(self.model)
-        logits = self.predict(images)
+        logits = self.predict(images, self.in_parallel())
         loss = smoothed_cross_entropy(logits, targets, options.label_smoothing, options.label_smoothing_over)
         self.optimizer.zero_grad()
         number, is_made = self.step + 1, False
         if self.nonfinite.admits_loss(loss, number):
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss if self.parallel is None else loss * self.weight_of(len(images))).backward()
             is_made = self.nonfinite.admits_gradients(self.trained(), number, scaled=self.scaler.is_enabled())
         if is_made:
             if options.clip:
@@ -129,7 +143,10 @@ class Trainer:
                 self.average.update(self.model)
         updates = [] if self.growth is None else self.growth.step()
         if self.tost is not None:
+            had_ghosts = not self.tost.over
             self.tost.step()
+            if had_ghosts and self.tost.over:
+                self.parallel = None  # to be made anew, without the ghosts' parameters
             if options.ema and self.average is None and self.tost.over:
                 self.begin_average()
         self.scheduler.step()
@@ -147,6 +164,18 @@ class Trainer:
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
 
+    def in_parallel(self) -> nn.Module:
+        """The network as it is trained: on several processes, gradients become the mean over them."""
+        if self.processes.count == 1:
+            return self.model
+        if self.parallel is None:
+            self.parallel = DistributedDataParallel(self.model)
+        return self.parallel
+
+    def weight_of(self, images: int) -> float:
+        """What a process's mean loss is multiplied by, for the processes' mean to be that over all of a batch."""
+        return images * self.processes.count / self.config.data.batch_size
+
     def trained(self) -> list[nn.Parameter]:
         """All that the optimizer steps on: the network's parameters, and the ghosts' while there are any."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -156,7 +185,9 @@ class Trainer:
         if not self.config.tost.lrsi or self.step > 0:
             return None
         before = self.loader.state_dict()
+        self.loader.take_part(0, 1)  # each process sees all images, and comes to the same scales
         report = lrsi(self.model, self.loader, iterations=self.config.tost.lrsi_iterations)
+        self.loader.take_part(self.processes.number, self.processes.count)
         self.loader.load_state_dict(before)
         return report
 
@@ -190,7 +221,8 @@ class Trainer:
         to be made anew. Raises FloatingPointError for an epoch whose steps were all skipped.
         """
         totals = self.totals
-        if not totals.images:
+        loss, correct, images = self.processes.sums((totals.loss, totals.correct, totals.images))
+        if not images:
             raise FloatingPointError(f"all steps of epoch {self.epoch + 1} were skipped: none had a finite loss")
         dev_loss, dev_accuracy = self.evaluate("dev", interrupt) if self.data.has_dev else ("", "")
         test_loss, test_accuracy = self.evaluate("test", interrupt)
@@ -199,8 +231,8 @@ class Trainer:
         return {
             "step": self.step,
             "epoch": self.epoch,
-            "loss": totals.loss / totals.images,
-            "train_accuracy": totals.correct / totals.images,
+            "loss": loss / images,
+            "train_accuracy": correct / images,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             "lr": self.scheduler.get_last_lr()[0],
@@ -215,20 +247,31 @@ class Trainer:
         """(mean loss, share of right answers) over the test or the dev images; `interrupt` as for `finish_epoch`."""
         model = self.evaluated
         was_training = model.training
+        self.processes.share_buffers(model)
         model.eval()
         batches = []
         try:
-            for images, labels in self.data.batches(split, EVALUATION_BATCH):
+            parts = self.processes.number, self.processes.count
+            for images, labels in self.data.batches(split, EVALUATION_BATCH, *parts):
                 interrupt()
                 batches.append((self.predict(images, model), labels))
         finally:
             model.train(was_training)
+        if self.processes.count > 1:
+            return self.mean_of_all(batches)
         logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return F.cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).double().mean().item()
 
+    def mean_of_all(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """(mean loss, share of right answers) over the batches of all processes."""
+        losses = sum(F.cross_entropy(logits, labels, reduction="sum").item() for logits, labels in batches)
+        correct = sum(int((logits.argmax(dim=1) == labels).sum()) for logits, labels in batches)
+        sums = self.processes.sums((losses, correct, sum(len(labels) for _, labels in batches)))
+        return sums[0] / sums[2], sums[1] / sums[2]
+
     def state_dict(self) -> dict[str, Any]:
-        """All that the coming steps depend on."""
-        return {
+        """All that the coming steps depend on, of all processes."""
+        state: dict[str, Any] = {
             "config": self.config.to_dict(),
             "images": [self.data.channels, self.data.size, self.data.classes],
             "model": self.model.state_dict(),
@@ -248,6 +291,10 @@ class Trainer:
                 "skipped_in_a_row": self.nonfinite.in_a_row,
             },
         }
+        if self.processes.count > 1:
+            own = {"rng": state["rng"], "totals": asdict(self.totals)}
+            state["processes"] = self.processes.gather(own)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError for the state of another run, or one whose parts do not fit."""
@@ -255,6 +302,12 @@ class Trainer:
         if differences:
             option, (theirs, mine) = next(iter(differences.items()))
             raise CheckpointError(f"it is of another run: its {option} is {theirs!r}, here it is {mine!r}")
+        own = state.get("processes", [{"rng": state["rng"], "totals": state["progress"]["totals"]}])
+        if len(own) != self.processes.count and not self.any_processes:
+            raise CheckpointError(
+                f"it is of a run on {len(own)} process(es), here there are {self.processes.count}: go on with "
+                f"torchrun --nproc-per-node={len(own)}, or as many on all nodes together"
+            )
         try:
             self.model.load_state_dict(state["model"])
             if self.tost is not None:  # before the optimizer, whose parameters go with the ghosts
@@ -270,9 +323,10 @@ class Trainer:
             self.loader.load_state_dict(state["loader"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"its contents do not fit this run: {error}") from error
-        set_rng_state(self.device, state["rng"])
+        mine = own[self.processes.number]
+        set_rng_state(self.device, mine["rng"])
         progress = state["progress"]
-        self.epoch, self.step, self.totals = progress["epoch"], progress["step"], Totals(**progress["totals"])
+        self.epoch, self.step, self.totals = progress["epoch"], progress["step"], Totals(**mine["totals"])
         self.awaits_test = progress.get("awaits_test", False)  # older versions had none of these
         self.nonfinite.in_a_row = progress.get("skipped_in_a_row", 0)
 
