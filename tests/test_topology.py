@@ -144,6 +144,15 @@ def test_candidates_that_were_not_found_never_grow():
     scores = torch.tensor([1.0, math.inf, 3.0, 2.0, math.nan])
     valid = torch.tensor([True, False, True, True, False])
     rows = torch.zeros(5, dtype=torch.int32)
+    assert bools(cpu.mark_candidates(rows, valid, scores, torch.tensor(2)), 5).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert bools(cpu.mark_candidates(rows, valid, None, 2), 5).tolist() == [True, False, True, False, False]
+    assert cpu.all_finite(scores, valid)
     assert reference.mark_candidates(rows, valid, scores, 2).tolist() == [False, False, True, True, False]
     assert torch.equal(reference.mark_candidates(rows, valid, scores, 3), valid)
     assert reference.mark_candidates(rows, valid, None, torch.tensor(2)).tolist() == [True, False, True, False, False]

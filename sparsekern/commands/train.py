@@ -49,7 +49,7 @@ def train(arguments: Sequence[str]) -> int:
     """
     team = join()
     code = train_together(arguments, team)
-    if code != 1:
+    if team.ranks is not None and code != 1:
         leave()
     return code
 

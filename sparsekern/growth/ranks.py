@@ -143,16 +143,16 @@ def find_ranks(model: nn.Module, process_group: Group) -> Ranks | None:
     Raises:
         TypeError, ValueError: for what is no process group, or one that this process is not in.
     """
-    if process_group is not None and not isinstance(process_group, (str, int, dist.ProcessGroup)):
-        raise TypeError(
-            f"process_group is a {type(process_group).__name__}; expected a ProcessGroup, None or {ALONE!r}"
-        )
-    if isinstance(process_group, str):
-        if process_group != ALONE:
-            raise ValueError(f"process_group is {process_group!r}; expected a ProcessGroup, None or {ALONE!r}")
+    if isinstance(process_group, str) and process_group == ALONE:
         return None
     if isinstance(process_group, int):  # what new_group returns to those that are not in it
         raise ValueError(f"process_group is {process_group}: this process is not in the group")
+    if isinstance(process_group, str):
+        raise ValueError(f"process_group is {process_group!r}; expected a ProcessGroup, None or {ALONE!r}")
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group is a {type(process_group).__name__}; expected a ProcessGroup, None or {ALONE!r}"
+        )
     if not (dist.is_available() and dist.is_initialized()):
         return None
     if process_group is None:

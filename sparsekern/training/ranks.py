@@ -101,5 +101,4 @@ def join() -> Processes:
 
 def leave() -> None:
     """The orderly end, on all processes. After an error a process just ends, for others may be waiting for it."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    dist.destroy_process_group()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsekern import _C
 from sparsekern.backends._cpu_linear import DTYPE_CODES
+from sparsekern.backends.topology.numbers import Number
 from sparsekern.backends.topology.seed import draw_seed
 from sparsekern.backends.topology.writes import Writes
 
@@ -129,12 +130,12 @@ def mark_positions(positions: Tensor, size: int) -> Tensor:
     return marks
 
 
-def mark_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
+def mark_by_magnitude(values: Tensor, count: Number, *, largest: bool) -> Tensor:
     """Marks of the ``count`` largest or smallest absolute values: see :mod:`sparsekern.growth.select`."""
     wide = values.dtype == torch.float64
     values = values.to(torch.float64 if wide else torch.float32).contiguous()
     marks = _new_marks(values.numel())
-    _C.select_by_magnitude(values.data_ptr(), values.numel(), count, largest, marks.data_ptr(), wide)
+    _C.select_by_magnitude(values.data_ptr(), values.numel(), int(count), largest, marks.data_ptr(), wide)
     return marks
 
 
@@ -146,7 +147,7 @@ def select_by_magnitude(values: Tensor, count: int, *, largest: bool) -> Tensor:
     return positions
 
 
-def mark_candidates(row: Tensor, valid: Tensor | None, scores: Tensor | None, count: int) -> Tensor:
+def mark_candidates(row: Tensor, valid: Tensor | None, scores: Tensor | None, count: Number) -> Tensor:
     """Marks of the ``count`` candidates to grow: of the largest scores, the first ones where there are no scores.
 
     Args:
@@ -155,13 +156,17 @@ def mark_candidates(row: Tensor, valid: Tensor | None, scores: Tensor | None, co
         scores: (n,) gradients, or None.
         count: at most as many as are valid.
     """
+    if valid is not None:  # drawn by the reference
+        scores = valid.float() if scores is None else scores.masked_fill(~valid, torch.nan)
     if scores is not None and count < row.numel():
         return mark_by_magnitude(scores, count, largest=True)
-    return mark_positions(torch.arange(count, device="cpu"), row.numel())
+    return mark_positions(torch.arange(int(count), device="cpu"), row.numel())
 
 
 def all_finite(values: Tensor, valid: Tensor | None = None) -> bool:
     """Whether ``values``, of any floating dtype, hold neither infinities nor NaNs where ``valid`` (None: anywhere)."""
+    if valid is not None:
+        values = values.masked_fill(~valid, 0)
     if values.dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
         return bool(values.isfinite().all())
     return bool(_C.all_finite(values.data_ptr(), values.numel(), values.dtype == torch.float64))
@@ -175,7 +180,7 @@ def exchange(
     pruned: Tensor,
     candidates: tuple[Tensor, Tensor],
     chosen: Tensor,
-    count: int,
+    count: Number,
     writes: Writes,
 ) -> Tensor:
     """Takes edges out of a pattern and puts as many others in; the new arrays are left to ``writes``, or written.
@@ -202,7 +207,7 @@ def exchange(
         candidate_ccol.data_ptr(),
         candidate_row.data_ptr(),
         chosen.data_ptr(),
-        count,
+        int(count),
         new_ccol.data_ptr(),
         grown.data_ptr(),
         _is_wide(ccol),
