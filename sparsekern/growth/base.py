@@ -130,6 +130,8 @@ class Growth:
         self.followers: list[dict[str, SparseLayer]] = []
         for follower in followers:
             self.follow(follower)
+        # Values (nnz,) by layer that move along with its edges, as an optimizer's state does.
+        self.carried: dict[str, Tensor] = {}
         self._names = {layer: name for name, layer in self.layers.items()}
         self._seed = draw_seed(generator)
         self._steps = 0  # real optimizer steps that step() has seen
@@ -371,6 +373,8 @@ class Growth:
         pattern.ensure_valid()
         move = Move(pruned, pattern.exchange(pruned, candidates, chosen, count), pattern.nnz)
         move_parameter(move, layer.weight, self.optimizer)
+        if name in self.carried:
+            move(self.carried[name])
         for follower in followers:
             follower.pattern.copy_(layer.pattern)
             move_parameter(move, follower.weight, None)

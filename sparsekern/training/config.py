@@ -304,6 +304,8 @@ class RunConfig:
     """Save and stop when this many steps of the run are done; --resume goes on from there."""
     plots: bool = True
     """Draw the plots at the end."""
+    tensorboard: bool | None = None
+    """Write TensorBoard event files to RUN/tensorboard; by default where tensorboard is installed."""
     twin: bool = False
     """Train the dense twin afterwards, in RUN/dense, and compare. No effect on a dense run."""
 
@@ -317,7 +319,17 @@ class RunConfig:
 
 
 PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"))
-CHANGEABLE_ON_RESUME = ("device", "threads", "checkpoint_every", "stop_after", "plots", "twin", "root", "workers")
+CHANGEABLE_ON_RESUME = (
+    "device",
+    "threads",
+    "checkpoint_every",
+    "stop_after",
+    "plots",
+    "tensorboard",
+    "twin",
+    "root",
+    "workers",
+)
 
 
 @dataclass(frozen=True)

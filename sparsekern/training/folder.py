@@ -1,4 +1,4 @@
-"""A run's folder: config.json, checkpoint.safetensors, metrics.csv, topology.csv, summary.json and the plots."""
+"""A run's folder: config.json, checkpoint.safetensors, the CSV files, summary.json and the plots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekern.atomic import replace_file
-from sparsekern.growth import LayerUpdate
+from sparsekern.growth import ObservedUpdate
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.metrics import CsvLog
@@ -26,12 +26,19 @@ METRICS = (
     "replaced_share",
     "dev_loss",
     "dev_accuracy",
+    "grad_norm",
 )
-TOPOLOGY = tuple(each.name for each in fields(LayerUpdate))
+TOPOLOGY = tuple(each.name for each in fields(ObservedUpdate))
+LAYERS = ("step", "epoch", "layer", "grad_norm", "weight_norm")
+RESOURCES = ("step", "what", "seconds", "step_seconds", "resident", "resident_peak", "device", "device_peak")
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run.
+
+    metrics.csv has a row an epoch, layers.csv one a layer and epoch, topology.csv one a layer and update, resources.csv
+    one for each update and epoch.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,6 +47,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.metrics = CsvLog(path / "metrics.csv", METRICS)
         self.topology = CsvLog(path / "topology.csv", TOPOLOGY)
+        self.layers = CsvLog(path / "layers.csv", LAYERS)
+        self.resources = CsvLog(path / "resources.csv", RESOURCES)
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
@@ -79,8 +88,8 @@ class RunFolder:
         self.load(trainer)
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
-        self.metrics.cut(trainer.step)
-        self.topology.cut(trainer.step)
+        for log in (self.metrics, self.topology, self.layers, self.resources):
+            log.cut(trainer.step)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.summary, summary)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sparsekern.training.board import wants_board
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.log import RunLog
 from sparsekern.training.plots import draw_plots
 from sparsekern.training.progress import ProgressBar, StopRequest, tell
 from sparsekern.training.report import print_report, summarise
@@ -46,6 +48,7 @@ def build(config: TrainConfig, *, restoring: bool = False) -> Trainer:
         torch.empty(0, device=config.run.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {config.run.device!r} cannot be used: {error}") from error
+    wants_board(config.run.tensorboard)
     return Trainer(config, restoring=restoring)
 
 
@@ -88,16 +91,16 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console) -> None:
     if (report := trainer.rescale()) is not None:
         tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
-    with StopRequest() as stop, bar:
+    with StopRequest() as stop, bar, RunLog(folder, trainer) as log:
         while trainer.epoch < config.epochs:
             for images, labels in trainer.loader:
-                folder.topology.append(trainer.train_step(images, labels))
+                log.step(trainer.train_step(images, labels))
                 bar.advance(trainer.step)
                 if stop.signal is not None or trainer.step == config.stop_after:
                     folder.save(trainer)
                     raise Stopped(trainer, code=0 if stop.signal is None else 128 + stop.signal)
             metrics = trainer.finish_epoch()
-            folder.metrics.append([metrics])
+            log.epoch(metrics)
             bar.show_epoch(metrics)
             if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                 folder.save(trainer)

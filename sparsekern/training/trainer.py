@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.data.images import Split
-from sparsekern.growth import find_sparse_layers
+from sparsekern.growth import Observer, find_sparse_layers
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
 from sparsekern.tost.smoothing import check_smoothing
 from sparsekern.training.average import WeightAverage
@@ -29,6 +29,7 @@ from sparsekern.training.build import (
 from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
+from sparsekern.training.norms import measure_norms
 from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
@@ -84,12 +85,15 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.observer = None if self.growth is None else Observer(self.growth)
         self.tost = build_tost(config.tost, self.model, self.optimizer, self.total_steps, tost_seed)
         self.average: WeightAverage | None = None
         if config.optimizer.ema and self.tost is None:
             self.begin_average()
         self.nnz = sum(layer.nnz for layer in find_sparse_layers(self.model).values())
         self.epoch, self.step, self.totals = 0, 0, Totals()
+        self.norms: dict[str, Any] = {"grad_norm": None, "layers": {}}  # at the last epoch's last step
+        self.step_seconds = 0.0
 
     def train_step(self, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
         """One optimizer step. Returns a row a layer if the topology changed."""
@@ -107,7 +111,9 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
-        updates = [] if self.growth is None else self.growth.step()
+        if (self.step + 1) % len(self.loader) == 0:  # before an update moves the gradients
+            self.norms = measure_norms(self.model, self.trained())
+        updates = [] if self.observer is None else self.observer.step()
         if self.tost is not None:
             self.tost.step()
             if options.ema and self.average is None and self.tost.over:
@@ -120,7 +126,8 @@ class Trainer:
         self.totals.correct += int((logits.argmax(dim=1) == classes).sum())
         self.totals.images += len(images)
         self.totals.replaced += sum(update.replaced for update in updates)
-        self.totals.seconds += time.perf_counter() - started
+        self.step_seconds = time.perf_counter() - started
+        self.totals.seconds += self.step_seconds
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
 
@@ -183,7 +190,16 @@ class Trainer:
             "replaced_share": totals.replaced / max(1, self.nnz),
             "dev_loss": dev_loss,
             "dev_accuracy": dev_accuracy,
+            "grad_norm": self.norms["grad_norm"],
         }
+
+    def layer_rows(self) -> list[dict[str, Any]]:
+        """A row a layer: 2-norms of its weight's gradient and its weight, at the last step of the last epoch."""
+        place = {"step": self.step, "epoch": self.epoch}
+        return [
+            place | {"layer": name, "grad_norm": grad, "weight_norm": weight}
+            for name, (grad, weight) in self.norms["layers"].items()
+        ]
 
     @torch.no_grad()
     def evaluate(self, split: Split = "test") -> tuple[float, float]:
@@ -207,11 +223,12 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
+            "observer": None if self.observer is None else self.observer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "tost": None if self.tost is None else self.tost.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": rng_state(self.device),
-            "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals)},
+            "progress": {"epoch": self.epoch, "step": self.step, "totals": asdict(self.totals), "norms": self.norms},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,6 +246,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.growth is not None:
                 self.growth.load_state_dict(state["growth"])
+            if self.observer is not None and state.get("observer") is not None:  # older versions had none
+                self.observer.load_state_dict(state["observer"])
             if state.get("average") is not None:  # older versions had none
                 average = self.average or self.begin_average()  # later than the run, where there were ghosts
                 average.load_state_dict(state["average"])
@@ -238,6 +257,7 @@ class Trainer:
         set_rng_state(self.device, state["rng"])
         progress = state["progress"]
         self.epoch, self.step, self.totals = progress["epoch"], progress["step"], Totals(**progress["totals"])
+        self.norms = progress.get("norms", self.norms)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
