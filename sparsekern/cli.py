@@ -10,6 +10,7 @@ from sparsekern.commands.mask import mask
 from sparsekern.commands.recipes import recipes
 from sparsekern.commands.train import train
 from sparsekern.compare.command import compare
+from sparsekern.report.command import report
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
@@ -18,6 +19,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "recipes": ("list the papers' configurations for train, or show one", recipes),
     "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
     "compare": ("train a grid of methods, densities and seeds, and compare", compare),
+    "report": ("make one HTML page of a run, or of several to compare", report),
 }
 
 

@@ -237,8 +237,8 @@ def test_tensorboard_has_the_same_figures(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     for column, tag in (("loss", "loss/train"), ("test_accuracy", "accuracy/test"), ("grad_norm", "run/grad_norm")):
-        written = [(int(row["step"]), float(row[column])) for row in read_csv(folder.metrics.path)]
-        assert [(each.step, each.value) for each in events.Scalars(tag)] == pytest.approx(written)
+        written = {int(row["step"]): float(row[column]) for row in read_csv(folder.metrics.path)}
+        assert {each.step: each.value for each in events.Scalars(tag)} == pytest.approx(written)
     for row in read_csv(folder.topology.path):
         if row["survived"]:
             there = {each.step: each.value for each in events.Scalars(f"survived/{row['layer']}")}
