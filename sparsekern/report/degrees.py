@@ -34,8 +34,8 @@ class Degrees:
         return sum(edges * rows for edges, rows in self.fan_in.items())
 
 
-def read_degrees(folder: RunFolder) -> dict[str, Degrees]:
-    """Of each layer that the run's growth knows. Raises FileNotFoundError or CheckpointError."""
+def read_degrees(folder: RunFolder) -> tuple[int, dict[str, Degrees]]:
+    """(the checkpoint's step, each layer that its growth knows). Raises FileNotFoundError or CheckpointError."""
     state = load_checkpoint(folder.checkpoint)
     model = state["model"]
     found = {}
@@ -43,7 +43,7 @@ def read_degrees(folder: RunFolder) -> dict[str, Degrees]:
         fan_in = torch.bincount(model[f"{name}.row_indices"].long(), minlength=rows)
         fan_out = model[f"{name}.ccol_indices"].long().diff()
         found[name] = Degrees(Counter(fan_in.tolist()), Counter(fan_out.tolist()))
-    return found
+    return state["progress"]["step"], found
 
 
 def binned(counts: Counter[int]) -> list[Bin]:

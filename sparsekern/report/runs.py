@@ -28,7 +28,7 @@ class Run:
         config: under which it was begun.
         epochs: rows of metrics.csv; updates of topology.csv; layers of layers.csv; resources of resources.csv.
         summary: summary.json, None for a run that is not finished.
-        degrees: edges of the rows and columns of each sparse layer, from the checkpoint.
+        degrees: edges of the rows and columns of each sparse layer, from the checkpoint, which is of `saved_step`.
         problems: what is missing, in words.
     """
 
@@ -41,6 +41,7 @@ class Run:
     resources: list[Row] = field(default_factory=list)
     summary: dict[str, Any] | None = None
     degrees: dict[str, Degrees] = field(default_factory=dict)
+    saved_step: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -50,11 +51,6 @@ class Run:
     @property
     def method(self) -> str:
         return "dense" if self.is_dense else self.config.growth.name
-
-    @property
-    def step(self) -> int:
-        """The last step that any file knows of."""
-        return int(max((rows[-1]["step"] for rows in (self.epochs, self.updates, self.resources) if rows), default=0))
 
     @property
     def state(self) -> str:
@@ -121,7 +117,7 @@ def read_run(path: Path, name: str) -> Run:
         if not run.updates:
             run.problems.append("No update has changed its topology.")
         try:
-            run.degrees = read_degrees(folder)
+            run.saved_step, run.degrees = read_degrees(folder)
         except (ValueError, OSError, KeyError) as error:
             run.problems.append(f"No histograms of fan-in and fan-out: {error}")
     return run

@@ -100,7 +100,10 @@ def layers_of(run: Run, key: str) -> Markup:
             histogram_figure(f"{key}-fan-{number}", name, degrees)
             for number, (name, degrees) in enumerate(run.degrees.items())
         ]
-        parts += [tag("h3", f"Fan-in and fan-out at step {plain(run.step)}, from the checkpoint"), grid(histograms)]
+        parts += [
+            tag("h3", f"Fan-in and fan-out at step {plain(run.saved_step)}, from the checkpoint"),
+            grid(histograms),
+        ]
     return join(parts)
 
 

@@ -66,7 +66,7 @@ th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); vertical
 td { text-align: right; white-space: nowrap; }
 thead th { text-align: right; vertical-align: bottom; min-width: 4.5rem; }
 th:first-child { text-align: left; }
-tbody th { font-weight: 400; text-align: left; min-width: 7rem; max-width: 16rem; overflow-wrap: anywhere; }
+tbody th { font-weight: 400; text-align: left; min-width: 7rem; }
 thead th { background: var(--raised); font-weight: 600; }
 table.words td, table.words thead th { text-align: left; white-space: normal; min-width: 7rem; }
 table.words td { overflow-wrap: anywhere; }

@@ -8,7 +8,7 @@ matplotlib's SVG fixes colours and turns text into outlines; libraries of intera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sparsekern.report.colours import SERIES
@@ -81,14 +81,18 @@ def picture(key: str, title: str, description: str, height: float, *shapes: str)
     )
 
 
-def frame(x: Scale, y: Scale, x_label: str, x_format: Callable[[float], str] = short) -> Iterator[Markup]:
-    """Rules across, and both axes' numbers."""
+def frame(x: Scale, y: Scale, x_label: str, whole: bool = False) -> Iterator[Markup]:
+    """Rules across, and both axes' numbers: all of them, or whole ones alone."""
     for tick in y.ticks(5):
+        if whole and not float(tick).is_integer():
+            continue
         at = y(tick)
         yield tag("line", x1=x.start, x2=x.stop, y1=at, y2=at, class_="rule")
         yield tag("text", short(tick), x=x.start - 5, y=at + 4, class_="end")
     for tick in x.ticks(5):
-        yield tag("text", x_format(tick), x=x(tick), y=y.start + 15, class_="middle")
+        if whole and not float(tick).is_integer():
+            continue
+        yield tag("text", short(tick), x=x(tick), y=y.start + 15, class_="middle")
     yield tag("text", x_label, x=(x.start + x.stop) / 2, y=y.start + 30, class_="middle")
 
 
@@ -100,7 +104,8 @@ def line_drawing(lines: Sequence[Line], x_label: str, *, log: bool = False, from
     low, high = min(ys), max(ys)
     if from_zero:
         low = min(low, 0.0)
-    high = high if high > low or log else high + (abs(high) or 1.0)
+    if high == low:
+        low, high = (low / 2, high * 2) if log else (low, high + (abs(high) or 1.0))
     margin = 0.0 if log else 0.04 * (high - low)
     low = low if from_zero and low == 0 else low - margin
     x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
@@ -159,8 +164,7 @@ def histogram_drawing(panels: Sequence[tuple[str, Sequence[tuple[int, int, int]]
         start = number * width + LEFT - 8
         x = Scale(bins[0][0] - 0.5, bins[-1][1] + 0.5, start, (number + 1) * width)
         y = Scale(0, max(count for *_, count in bins), 150 - BOTTOM, TOP)
-        rules = frame(x, y, label, x_format=lambda tick: short(tick) if float(tick).is_integer() else "")
-        shapes += rules
+        shapes += frame(x, y, label, whole=True)
         for first, last, count in bins:
             left, right, top = x(first - 0.5), x(last + 0.5), y(count)
             gap = min(1.0, (right - left) / 5)
