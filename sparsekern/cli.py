@@ -11,6 +11,7 @@ from sparsekern.commands.mask import mask
 from sparsekern.commands.recipes import recipes
 from sparsekern.commands.train import train
 from sparsekern.compare.command import compare
+from sparsekern.report.command import report
 
 # name: (what it is for, function of its arguments that returns the exit code)
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
@@ -20,6 +21,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "info": ("count parameters, FLOPs and activations of a network, sparse against dense", info),
     "export": ("write a trained network for others: dense, CSR, ONNX, torch.export", export),
     "compare": ("train a grid of methods, densities and seeds, and compare", compare),
+    "report": ("make one HTML page of a run, or of several to compare", report),
 }
 
 

@@ -62,10 +62,12 @@ def whole(tmp_path_factory):
 
 def test_run_leaves_its_folder_and_a_table(whole):
     path, output = whole
-    assert {file.name for file in path.iterdir()} == {
+    assert {file.name for file in path.iterdir()} - {"tensorboard"} == {
         "config.json",
         "metrics.csv",
         "topology.csv",
+        "layers.csv",
+        "resources.csv",
         "checkpoint.safetensors",
         "checkpoint-22.safetensors",
         "summary.json",
@@ -104,7 +106,7 @@ def test_stop_and_resume_in_another_process_is_the_same_to_the_bit(whole, tmp_pa
     assert resumed.keys() == expected.keys()
     for part in resumed.keys() - {"config"}:
         assert_same(resumed[part], expected[part], part)
-    for name in ("metrics.csv", "topology.csv"):
+    for name in ("metrics.csv", "topology.csv", "layers.csv"):
         assert rows_but_for_time(tmp_path / "run" / name) == rows_but_for_time(path / name)
 
 

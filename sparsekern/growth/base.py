@@ -127,6 +127,8 @@ class Growth:
         self.followers: list[dict[str, SparseLayer]] = []
         for follower in followers:
             self.follow(follower)
+        # Values (nnz,) by layer that move along with its edges, as an optimizer's state does.
+        self.carried: dict[str, Tensor] = {}
         self._names = {layer: name for name, layer in self.layers.items()}
         self._seed = draw_seed(generator)
         self.batch: GlobalBatch = WHOLE_BATCH
@@ -440,6 +442,8 @@ class Growth:
         writes = Writes()
         move = Move(pruned, pattern.exchange(pruned, candidates, chosen, count, writes), writes)
         move_parameter(move, weight, self.optimizer)
+        if outcome.layer in self.carried:
+            move(self.carried[outcome.layer])
         for follower in followers:
             follower.pattern.copy_(pattern, writes)
             move_parameter(move, follower.weight, None)

@@ -313,6 +313,8 @@ class RunConfig:
     """Save and stop when this many steps of the run are done; --resume goes on from there."""
     plots: bool = True
     """Draw the plots at the end."""
+    tensorboard: bool | None = None
+    """Write TensorBoard event files to RUN/tensorboard; by default where tensorboard is installed."""
     twin: bool = False
     """Train the dense twin afterwards, in RUN/dense, and compare. No effect on a dense run."""
 
@@ -330,7 +332,7 @@ class RunConfig:
 PATHS = (("run", "output"), ("data", "root"), ("sparsity", "mask"), ("sparsity", "weights"))
 CHANGEABLE_ON_RESUME = (
     *("device", "threads", "checkpoint_every", "save_every", "keep", "nonfinite", "stop_after"),
-    *("plots", "twin", "root", "workers"),
+    *("plots", "tensorboard", "twin", "root", "workers"),
 )
 
 

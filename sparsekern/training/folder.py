@@ -1,4 +1,4 @@
-"""A run's folder: config.json, checkpoints, metrics.csv, topology.csv, summary.json and the plots."""
+"""A run's folder: config.json, checkpoints, the CSV files, summary.json and the plots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekern.atomic import remove_unfinished, replace_file, sync
-from sparsekern.growth import LayerUpdate
+from sparsekern.growth import ObservedUpdate
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import TrainConfig
@@ -28,12 +28,19 @@ METRICS = (
     "replaced_share",
     "dev_loss",
     "dev_accuracy",
+    "grad_norm",
 )
-TOPOLOGY = tuple(each.name for each in fields(LayerUpdate))
+TOPOLOGY = tuple(each.name for each in fields(ObservedUpdate))
+LAYERS = ("step", "epoch", "layer", "grad_norm", "weight_norm")
+RESOURCES = ("step", "what", "seconds", "step_seconds", "resident", "resident_peak", "device", "device_peak")
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run.
+
+    metrics.csv has a row an epoch, layers.csv one a layer and epoch, topology.csv one a layer and update, resources.csv
+    one for each update and epoch.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,6 +50,9 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.metrics = CsvLog(path / "metrics.csv", METRICS)
         self.topology = CsvLog(path / "topology.csv", TOPOLOGY)
+        self.layers = CsvLog(path / "layers.csv", LAYERS)
+        self.resources = CsvLog(path / "resources.csv", RESOURCES)
+        self.logs = self.metrics, self.topology, self.layers, self.resources
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
@@ -83,7 +93,7 @@ class RunFolder:
         state = trainer.state_dict()
         if not trainer.processes.leads:
             return
-        for log in (self.metrics, self.topology):  # what the checkpoint says was done is then on record too
+        for log in self.logs:  # what the checkpoint says was done is then on record too
             if log.path.exists():
                 sync(log.path)
         self.checkpoints.save(state, trainer.step, trainer.config.run.keep)
@@ -109,8 +119,8 @@ class RunFolder:
         if not trainer.processes.leads:
             return
         remove_unfinished(self.path)
-        self.metrics.cut(trainer.step)
-        self.topology.cut(trainer.step)
+        for log in self.logs:
+            log.cut(trainer.step)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.summary, summary)

@@ -21,6 +21,7 @@ class MemoryUse:
     gradients: int = 0
     optimizer_state: int = 0
     average: int = 0
+    origins: int = 0
 
     @property
     def total(self) -> int:

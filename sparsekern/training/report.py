@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ MEMORY_LINES = {
     "other_parameters": "biases and norms",
     "buffers": "norm statistics",
     "average": "average of the weights",
+    "origins": "where edges come from",
     "total": "all of these",
 }
+OPTIONAL_LINES = ("average", "origins")
 
 
 def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
@@ -39,6 +42,8 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     layers = describe_layers(trainer.model)
     average = None if trainer.average is None else trainer.average.model
     memory, dense_memory = measure_memory(trainer.model, trainer.optimizer, average)
+    if trainer.observer is not None:
+        memory.origins = trainer.observer.nbytes
     return {
         "label": trainer.config.label,
         "dense": trainer.config.sparsity.is_dense,
@@ -57,7 +62,10 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         "batch_size": trainer.config.data.batch_size,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "device": str(trainer.device),
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        "sparsekern": import_module("sparsekern").__version__,
     }
 
 
@@ -124,7 +132,7 @@ def figures(summary: dict[str, Any], memory: dict[str, int]) -> dict[str, float]
     return {
         **accuracies,
         COUNT: summary["nnz"],
-        **{line: memory[key] for key, line in MEMORY_LINES.items() if key != "average" or memory[key]},
+        **{line: memory[key] for key, line in MEMORY_LINES.items() if key not in OPTIONAL_LINES or memory[key]},
         f"activations, batch of {summary['batch_size']}": summary["activations"],
         TIME: summary["seconds_per_step"],
     }

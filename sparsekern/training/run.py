@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sparsekern.training.board import wants_board
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.log import RunLog
 from sparsekern.training.plots import draw_plots
 from sparsekern.training.progress import ProgressBar, StopAsked, StopRequest, tell
 from sparsekern.training.ranks import processes
@@ -54,6 +56,7 @@ def build(config: TrainConfig, *, restoring: bool = False) -> Trainer:
         torch.empty(0, device=config.run.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {config.run.device!r} cannot be used: {error}") from error
+    wants_board(config.run.tensorboard)
     return Trainer(config, restoring=restoring)
 
 
@@ -110,13 +113,11 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
             stop.signal = signal.Signals(number)
             raise StopAsked
 
-    with bar:
+    with bar, RunLog(folder, trainer) as log:
         try:
             while trainer.epoch < config.epochs:
                 for images, labels in trainer.batches():
-                    updates = trainer.train_step(images, labels)
-                    if together.leads:
-                        folder.topology.append(updates)
+                    log.step(trainer.train_step(images, labels))
                     bar.advance(trainer.step)
                     check()
                     if trainer.step == config.stop_after:
@@ -124,8 +125,7 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
                     if config.save_every is not None and trainer.step % config.save_every == 0:
                         folder.save(trainer)
                 metrics = trainer.finish_epoch(interrupt)
-                if together.leads:
-                    folder.metrics.append([metrics])
+                log.epoch(metrics)
                 bar.show_epoch(metrics)
                 if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                     folder.save(trainer)

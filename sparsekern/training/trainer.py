@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.data.images import Split
 from sparsekern.data.seeds import hashed_seed
-from sparsekern.growth import find_sparse_layers
+from sparsekern.growth import Observer, find_sparse_layers
 from sparsekern.masks import load_dense
 from sparsekern.tost import LrsiReport, lrsi, smoothed_cross_entropy
 from sparsekern.tost.smoothing import check_smoothing
@@ -34,6 +34,7 @@ from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
 from sparsekern.training.nonfinite import NonFinite
 from sparsekern.training.ranks import processes
+from sparsekern.training.norms import measure_norms
 from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
@@ -99,6 +100,7 @@ class Trainer:
         self.growth = None
         if not config.sparsity.is_dense:
             self.growth = build_growth(config.growth, self.model, self.optimizer, self.total_steps, growth_seed)
+        self.observer = None if self.growth is None else Observer(self.growth)
         self.tost = build_tost(config.tost, self.model, self.optimizer, self.total_steps, tost_seed)
         self.average: WeightAverage | None = None
         if config.optimizer.ema and self.tost is None:
@@ -107,6 +109,8 @@ class Trainer:
         self.nonfinite = NonFinite(config.run.nonfinite, self.processes.all_say)
         self.epoch, self.step, self.totals = 0, 0, Totals()
         self.awaits_test = False  # the epoch's batches have been taken, and the loader has begun the next epoch
+        self.norms: dict[str, Any] = {"grad_norm": None, "layers": {}}  # at the last epoch's last step
+        self.step_seconds = 0.0
         self.parallel: DistributedDataParallel | None = None
         if self.processes.number:  # what is drawn for a process's own images, such as dropout, is its own
             torch.manual_seed(hashed_seed(config.run.seed, "process", self.processes.number))
@@ -141,7 +145,9 @@ class Trainer:
             self.scaler.update()
             if self.average is not None:
                 self.average.update(self.model)
-        updates = [] if self.growth is None else self.growth.step()
+        if (self.step + 1) % len(self.loader) == 0:  # before an update moves the gradients
+            self.norms = measure_norms(self.model, self.trained())
+        updates = [] if self.observer is None else self.observer.step()
         if self.tost is not None:
             had_ghosts = not self.tost.over
             self.tost.step()
@@ -160,7 +166,8 @@ class Trainer:
             self.totals.correct += int((logits.argmax(dim=1) == classes).sum())
             self.totals.images += len(images)
         self.totals.replaced += sum(update.replaced for update in updates)
-        self.totals.seconds += time.perf_counter() - started
+        self.step_seconds = time.perf_counter() - started
+        self.totals.seconds += self.step_seconds
         # The growth counts the optimizer's real steps; the files count the trainer's, skipped ones too.
         return [asdict(update) | {"step": self.step} for update in updates]
 
@@ -240,7 +247,16 @@ class Trainer:
             "replaced_share": totals.replaced / max(1, self.nnz),
             "dev_loss": dev_loss,
             "dev_accuracy": dev_accuracy,
+            "grad_norm": self.norms["grad_norm"],
         }
+
+    def layer_rows(self) -> list[dict[str, Any]]:
+        """A row a layer: 2-norms of its weight's gradient and its weight, at the last step of the last epoch."""
+        place = {"step": self.step, "epoch": self.epoch}
+        return [
+            place | {"layer": name, "grad_norm": grad, "weight_norm": weight}
+            for name, (grad, weight) in self.norms["layers"].items()
+        ]
 
     @torch.no_grad()
     def evaluate(self, split: Split = "test", interrupt: Callable[[], None] = lambda: None) -> tuple[float, float]:
@@ -279,6 +295,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "growth": None if self.growth is None else self.growth.state_dict(),
+            "observer": None if self.observer is None else self.observer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "tost": None if self.tost is None else self.tost.state_dict(),
             "loader": self.loader.state_dict(),
@@ -289,6 +306,7 @@ class Trainer:
                 "totals": asdict(self.totals),
                 "awaits_test": self.awaits_test,
                 "skipped_in_a_row": self.nonfinite.in_a_row,
+                "norms": self.norms,
             },
         }
         if self.processes.count > 1:
@@ -317,6 +335,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             if self.growth is not None:
                 self.growth.load_state_dict(state["growth"])
+            if self.observer is not None and state.get("observer") is not None:  # older versions had none
+                self.observer.load_state_dict(state["observer"])
             if state.get("average") is not None:  # older versions had none
                 average = self.average or self.begin_average()  # later than the run, where there were ghosts
                 average.load_state_dict(state["average"])
@@ -329,6 +349,7 @@ class Trainer:
         self.epoch, self.step, self.totals = progress["epoch"], progress["step"], Totals(**mine["totals"])
         self.awaits_test = progress.get("awaits_test", False)  # older versions had none of these
         self.nonfinite.in_a_row = progress.get("skipped_in_a_row", 0)
+        self.norms = progress.get("norms", self.norms)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
