@@ -33,8 +33,8 @@ from sparsekern.training.checkpoint import CheckpointError
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
 from sparsekern.training.nonfinite import NonFinite
-from sparsekern.training.ranks import processes
 from sparsekern.training.norms import measure_norms
+from sparsekern.training.ranks import processes
 from sparsekern.training.topology import build_topology
 
 EVALUATION_BATCH = 512
