@@ -330,6 +330,15 @@ def test_a_loss_that_is_not_finite_is_in_the_table_and_not_in_the_chart():
     assert line_figure("k", "Loss", "", "epoch", [Line("x", [(1.0, float("nan"))])]) is None
 
 
+def test_a_layer_without_a_gradient_is_below_a_logarithmic_chart():
+    line = Line("x", [(1.0, 2.0), (2.0, 1.0), (3.0, 1.5)], band=[(1.0, 0.0, 2.0), (2.0, 0.25, 1.0), (3.0, 0.0, 0.0)])
+    figure = line_figure("k", "Norm", "", "step", [line], log=True)
+    (band,) = re.findall(r'<path d="([^"]*)" class="band', figure)
+    assert band.count("L") == 3  # two points above, two below
+    assert "nan" not in figure
+    assert line_figure("k", "Norm", "", "step", [Line("x", [(1.0, 1.0)], band=[(1.0, 0.0, 0.0)])], log=True)
+
+
 def test_the_command_writes_where_it_says(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(folder / "static")]) == 0

@@ -9,6 +9,7 @@ from sparsekern.report.markup import Markup, bullets, folded, join, table, tag
 from sparsekern.report.numbers import Format, is_finite, plain
 from sparsekern.report.svg import (
     HEIGHT,
+    Band,
     Line,
     Scale,
     bar_drawing,
@@ -48,13 +49,12 @@ def line_figure(
         scale: by which a number is multiplied for the drawing: 100 for percent.
     """
     drawn = [
-        Line(line.name, kept, line.number, scaled_band(line, scale))
+        Line(line.name, kept, line.number, scaled_band(line, scale, log))
         for line in lines
         if (kept := [(x, scale * y) for x, y in line.points if is_finite(y) and not (log and y <= 0)])
     ]
     if not drawn:
         return None
-    log = log and min(y for line in drawn for _, y in line.points) > 0
     described = "; ".join(
         f"{line.name}: from {form(line.points[0][1])} to {form(line.points[-1][1])}, lowest "
         f"{form(min(y for _, y in line.points))}, highest {form(max(y for _, y in line.points))}"
@@ -68,8 +68,17 @@ def line_figure(
     return figure(key, title, unit, about, HEIGHT, drawing, legend, data(title, x_label, lines, form))
 
 
-def scaled_band(line: Line, scale: float) -> list[tuple[float, float, float]] | None:
-    return None if line.band is None else [(x, scale * low, scale * high) for x, low, high in line.band]
+def scaled_band(line: Line, scale: float, log: bool) -> Band | None:
+    """The band as it is drawn; on a logarithmic axis it ends at the lowest number above 0."""
+    if line.band is None:
+        return None
+    if log:
+        positive = [edge for _, *edges in line.band for edge in edges if edge > 0]
+        floor = min(positive, default=0.0)
+        band = [(x, max(low, floor), high) for x, low, high in line.band if high > 0]
+    else:
+        band = line.band
+    return [(x, scale * low, scale * high) for x, low, high in band] or None
 
 
 def data(title: str, x_label: str, lines: Sequence[Line], form: Format) -> Markup:

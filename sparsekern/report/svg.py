@@ -22,6 +22,7 @@ DASHES = (None, "7 3", "2 2", "9 3 2 3", "12 4", "4 2 1 2")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down")
 MARKS_A_LINE = 7
 Point = tuple[float, float]
+Band = list[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Line:
     name: str
     points: list[Point]
     number: int = 0
-    band: list[tuple[float, float, float]] | None = None
+    band: Band | None = None
 
     @property
     def dress(self) -> str:
