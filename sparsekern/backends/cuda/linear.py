@@ -14,15 +14,16 @@ from torch import Tensor
 
 from sparsekern.backends import reference, triton
 from sparsekern.backends.cuda.activations import ByFeature, by_feature
+from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
-from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
-# At a lower density a thread block of the largest tile, 1024 majors, brings most activations into shared memory for less
+# At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
 # than one edge each: a gather from memory moves less.
 _LEAST_DENSITY = 1 / 1024
+_MOST_SPLITS = 16  # of the tokens, each with sums of its own
 
 linear_direct = reference.linear_direct
 
@@ -61,7 +62,13 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _sums_along(
-    pointers: Tensor, minors: Tensor, permutation: Tensor | None, size: int, x: ByFeature, w: Tensor, bias: Tensor | None
+    pointers: Tensor,
+    minors: Tensor,
+    permutation: Tensor | None,
+    size: int,
+    x: ByFeature,
+    w: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     """(tokens, majors): along each major of a compressed matrix with ``size`` minors, values times activations."""
     module, dtype, device = kernels(), x.tensor.dtype, x.tensor.device
@@ -99,7 +106,9 @@ def _at_edges(gathered: ByFeature, stationary: ByFeature, made: Layout, nnz: int
     module, x = kernels(), gathered.tensor
     out = torch.empty(nnz, dtype=dtype, device=x.device)
     queue, tokens = queue_of(x), sddmm_tokens(gathered.tokens)
-    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens)
+    # Their sums are never of the dense weight's size.
+    most = x.shape[0] * stationary.tensor.shape[0] // (2 * made.places.numel())
+    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens, min(_MOST_SPLITS, most))
     partial = torch.empty(splits * made.places.numel(), device=x.device)
     module.sddmm(
         queue,
