@@ -14,6 +14,7 @@
 #define SK_HOST_DEVICE __host__ __device__ __forceinline__
 #define SK_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define SK_UNROLL _Pragma("unroll")
+#define SK_NO_UNROLL _Pragma("unroll 1")
 
 #else
 
@@ -23,6 +24,7 @@
 #define SK_HOST_DEVICE inline
 #define SK_KERNEL(threads, blocks) void
 #define SK_UNROLL
+#define SK_NO_UNROLL
 
 #define threadIdx (::sparsekern::emulation::thread_index())
 #define blockIdx (::sparsekern::emulation::block_index())

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cuda/bind.h"
 #include "cuda/queue.h"
 #include "cuda/transpose.h"
 #if SPARSEKERN_CUDA_EMULATED
@@ -15,17 +16,6 @@
 
 namespace py = pybind11;
 
-namespace sparsekern::cuda {
-namespace {
-
-template <class T = void>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
-}  // namespace sparsekern::cuda
-
 PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
   using namespace sparsekern::cuda;
   py::class_<Queue>(m, "Queue", "A device's number and one of its streams, as an integer.")
@@ -34,6 +24,7 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
                         int64_t padded_rows, size_t element_bytes) {
     transpose(queue, pointer(from), rows, columns, stride, pointer(to), padded_rows, element_bytes);
   });
+  bind_tiles(m);
 #if SPARSEKERN_CUDA_EMULATED
   m.def("emulate", [](uint64_t order_seed, size_t shared_bytes, int processors) {
     sparsekern::emulation::set_order_seed(order_seed);
