@@ -14,5 +14,6 @@ T* pointer(uintptr_t address) {
 }
 
 void bind_tiles(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
 
 }  // namespace sparsekern::cuda

@@ -25,6 +25,7 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
     transpose(queue, pointer(from), rows, columns, stride, pointer(to), padded_rows, element_bytes);
   });
   bind_tiles(m);
+  bind_linear(m);
 #if SPARSEKERN_CUDA_EMULATED
   m.def("emulate", [](uint64_t order_seed, size_t shared_bytes, int processors) {
     sparsekern::emulation::set_order_seed(order_seed);

@@ -27,6 +27,13 @@ const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
 uint64_t order_seed = 0;
 
+// The stack of a block's thread of this number, for one block after the other: nothing initialises them.
+char* stack_at(unsigned number) {
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() <= number) stacks.emplace_back(new char[kStackBytes]);
+  return stacks[number].get();
+}
+
 void leave(Thread& thread) {
 #if SPARSEKERN_ASAN
   __sanitizer_start_switch_fiber(thread.done ? nullptr : &thread.fake_stack, scheduler_stack, scheduler_stack_bytes);
@@ -40,7 +47,7 @@ void leave(Thread& thread) {
 void enter(Thread& thread) {
   running = &thread;
 #if SPARSEKERN_ASAN
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack, thread.stack.get(), kStackBytes);
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, thread.stack, kStackBytes);
 #endif
   swapcontext(&scheduler, &thread.context);
 #if SPARSEKERN_ASAN
@@ -59,7 +66,7 @@ class Block {
     threads.reserve(count);
     for (unsigned number = 0; number < count; ++number) {
       auto thread = std::make_unique<Thread>();
-      thread->stack = std::make_unique<char[]>(kStackBytes);
+      thread->stack = stack_at(number);
       thread->block = this;
       thread->number = number;
       thread->index = {number % size.x, number / size.x % size.y, number / size.x / size.y};
@@ -71,7 +78,7 @@ class Block {
   void run_at(Index3 at, std::mt19937_64& random) {
     index = at;
     // Every bit set is a NaN in each floating type: nobody computes with what nobody has written.
-    std::memset(shared.data(), 0xff, shared.size());
+    std::fill(shared.begin(), shared.end(), static_cast<char>(0xff));
     for (auto& thread : threads) start(*thread);
     std::vector<unsigned> order(count);
     std::iota(order.begin(), order.end(), 0u);
@@ -129,7 +136,7 @@ class Block {
     thread.fake_stack = nullptr;
     thread.copies.assign(1, {});
     getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_sp = thread.stack;
     thread.context.uc_stack.ss_size = kStackBytes;
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, &Block::main, 0);

@@ -34,7 +34,7 @@ class Block;
 
 struct Thread {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   void* fake_stack = nullptr;  // AddressSanitizer's
   Block* block = nullptr;
   Index3 index;

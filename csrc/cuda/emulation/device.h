@@ -143,6 +143,21 @@ T shuffle(T value, unsigned from) {
   return detail::exchange("shuffle", value, from);
 }
 
+inline unsigned ballot(bool yes) {
+  struct Vote {
+    bool yes;
+    unsigned result;
+  } mine{yes, 0};
+  emulation::meet_warp("ballot", kAllLanes, &mine, [](void* const* lanes) {
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < kWarp; ++lane) bits |= (static_cast<Vote*>(lanes[lane])->yes ? 1u : 0u) << lane;
+    for (unsigned lane = 0; lane < kWarp; ++lane) static_cast<Vote*>(lanes[lane])->result = bits;
+  });
+  return mine.result;
+}
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned lowest_bit(unsigned bits) { return static_cast<unsigned>(__builtin_ctz(bits)); }
+
 template <class T>
 T atomic_add(T* to, T value) {
   const T before = *to;
