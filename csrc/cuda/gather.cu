@@ -1,8 +1,7 @@
 #include "cuda/gather.h"
 
-#include <stdexcept>
-
 #include "cuda/launch.h"
+#include "cuda/tiles_device.h"
 
 namespace sparsekern::cuda {
 
@@ -43,7 +42,7 @@ gather_kernel(const Gather task, const float* from, const Words2* ranges, const 
   // Where results go waits in shared memory, or it would take registers from the sums.
   Landing* const landings = reinterpret_cast<Landing*>(shared_memory());
   TableEntry* const table = reinterpret_cast<TableEntry*>(shared_memory() + task.landing_bytes());
-  char* const tile = reinterpret_cast<char*>(table) + task.table_bytes();
+  char* const tile = reinterpret_cast<char*>(table) + table_bytes(task.tiles);
 
   const int row_blocks = task.row_blocks();
   const int block = static_cast<int>(blockIdx.x % row_blocks);
@@ -171,6 +170,8 @@ void gather_of(const Queue& queue, const Gather& task, const float* from, const 
 }
 
 }  // namespace
+
+std::pair<size_t, int> limits(const Queue& queue) { return {shared_bytes_of(queue), processors_of(queue)}; }
 
 void pack_edges(const Queue& queue, int64_t count, const int* cells, const int* sources, const float* values,
                 Edge* edges) {

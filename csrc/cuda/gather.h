@@ -1,10 +1,14 @@
 // Sums over the edges of each row: forward by rows of W, the input gradient by its columns. Linear and conv2d.
 #pragma once
 
+#include <utility>
+
 #include "cuda/queue.h"
 #include "cuda/tiles.h"
 
 namespace sparsekern::cuda {
+
+struct Words2;
 
 // Warps of a block at most, two blocks to a processor; rows of a lane, whose sums are in registers.
 inline constexpr int kGatherWarps = 12, kLaneRows = 8;
@@ -24,12 +28,12 @@ struct Gather {
 
   SK_HOST_DEVICE int row_blocks() const { return (rows + block_rows - 1) / block_rows; }
   SK_HOST_DEVICE int64_t blocks() const { return tiles.count() * tiles.out_classes() * row_blocks(); }
-  SK_HOST_DEVICE size_t table_bytes() const {
-    return (sizeof(TableEntry) * tiles.classes() * tiles.plane_cells() + 127) / 128 * 128;
-  }
   SK_HOST_DEVICE size_t landing_bytes() const { return size_t{16} * token_warps * lanes; }
-  size_t shared_bytes() const { return landing_bytes() + table_bytes() + size_t{16} * tiles.plane_pitch * chunk_planes; }
+  size_t shared_bytes() const { return landing_bytes() + table_bytes(tiles) + size_t{16} * tiles.plane_pitch * chunk_planes; }
 };
+
+// Bytes of shared memory that a block may have, and processors.
+std::pair<size_t, int> limits(const Queue& queue);
 
 // An edge of a list: where its activations are in the tile, in bytes, and its value.
 struct Edge {

@@ -1,6 +1,7 @@
 #include "cuda/inner.h"
 
 #include "cuda/launch.h"
+#include "cuda/tiles_device.h"
 
 namespace sparsekern::cuda {
 
@@ -24,9 +25,9 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
              const Words4* unit_cells, float* partial) {
   char* const shared = shared_memory();
   TableEntry* const x_table = reinterpret_cast<TableEntry*>(shared);
-  TableEntry* const grad_table = reinterpret_cast<TableEntry*>(shared + Inner::table_bytes(task.x));
+  TableEntry* const grad_table = reinterpret_cast<TableEntry*>(shared + table_bytes(task.x));
   // Each cell of tokens: where it is in a plane of x, in bytes; -1: its tokens do not exist.
-  int* const starts = reinterpret_cast<int*>(reinterpret_cast<char*>(grad_table) + Inner::table_bytes(task.grad));
+  int* const starts = reinterpret_cast<int*>(reinterpret_cast<char*>(grad_table) + table_bytes(task.grad));
   const int steps = task.steps();
   char* const x_tile = reinterpret_cast<char*>(starts) + (steps * 32 + 127) / 128 * 128;
   char* const grad_tile = x_tile + task.chunk_planes * task.x.plane_pitch * 16;

@@ -6,6 +6,8 @@
 
 namespace sparsekern::cuda {
 
+struct Words4;
+
 // Edges are dealt to units: some edges of one row (fp32: kUnitEdges of them) within a block of rows and a chunk of planes.
 inline constexpr int kUnitEdges = 8;
 // Warps of a block at most, and units of a lane, in registers. Eight lanes share a unit.
@@ -24,9 +26,6 @@ struct Inner {
   int64_t units;  // that there is memory of
   Strides from, grad_from;
 
-  SK_HOST_DEVICE static size_t table_bytes(const Tiles& tiles) {
-    return (sizeof(TableEntry) * tiles.classes() * tiles.plane_cells() + 127) / 128 * 128;
-  }
   // Cells of tokens, a multiple of what shared memory serves at once.
   SK_HOST_DEVICE int steps() const { return (grad.token_cells() + 7) / 8; }
   size_t shared_bytes() const {

@@ -50,6 +50,7 @@ void bind_tiles(py::module_& m) {
                      strides_of(grad_from)};
       }))
       .def_property_readonly("shared_bytes", &Inner::shared_bytes);
+  m.def("limits", &limits, "Bytes of shared memory that a block may have, and processors.");
   m.def("pack_edges", [](const Queue& queue, int64_t count, uintptr_t cells, uintptr_t sources, uintptr_t values,
                          uintptr_t edges) {
     pack_edges(queue, count, pointer<const int>(cells), pointer<const int>(sources), pointer<const float>(values),
