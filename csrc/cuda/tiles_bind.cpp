@@ -6,6 +6,7 @@
 
 #include "cuda/bind.h"
 #include "cuda/gather.h"
+#include "cuda/gather_half.h"
 #include "cuda/inner.h"
 
 namespace py = pybind11;
@@ -29,6 +30,11 @@ void bind_tiles(py::module_& m) {
   m.attr("INNER_WARPS") = kInnerWarps;
   m.attr("LANE_UNITS") = kLaneUnits;
   m.attr("UNIT_EDGES") = kUnitEdges;
+  m.attr("GATHER_HALF_WARPS") = kGatherHalfWarps;
+  m.attr("WARP_CELLS") = kWarpCells;
+  m.attr("INNER_HALF_WARPS") = kInnerHalfWarps;
+  m.attr("WARP_GROUPS") = kWarpGroups;
+  m.attr("MOST_MINORS") = kMostMinors;
   py::class_<Tiles>(m, "Tiles", "Tiles of activations: csrc/cuda/tiles.h names the numbers.")
       .def(py::init([](const std::array<int, 17>& y, const std::array<int, 17>& x, int images, int inner_cells,
                        int image_tiles, bool by_pixel, const std::array<int, 4>& pitches) {
@@ -50,6 +56,31 @@ void bind_tiles(py::module_& m) {
                      strides_of(grad_from)};
       }))
       .def_property_readonly("shared_bytes", &Inner::shared_bytes);
+  py::class_<GatherHalf>(m, "GatherHalf", "As Gather: csrc/cuda/gather_half.h names the numbers.")
+      .def(py::init([](const Tiles& tiles, const std::array<int, 8>& n, const std::array<int64_t, 5>& from,
+                       const std::array<int64_t, 4>& to) {
+        return GatherHalf{tiles, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], strides_of(from),
+                          to[0], to[1], to[2], to[3]};
+      }))
+      .def_property_readonly("shared_bytes", &GatherHalf::shared_bytes)
+      .def_property_readonly("blocks", &GatherHalf::blocks);
+  py::class_<InnerHalf>(m, "InnerHalf", "As Inner: csrc/cuda/gather_half.h names the numbers.")
+      .def(py::init([](const Tiles& x, const Tiles& grad, const std::array<int, 9>& n, int64_t groups,
+                       const std::array<int64_t, 5>& from, const std::array<int64_t, 5>& grad_from) {
+        return InnerHalf{x, grad, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], groups, strides_of(from),
+                         strides_of(grad_from)};
+      }))
+      .def_property_readonly("shared_bytes", &InnerHalf::shared_bytes);
+  m.def("gather_half", [](const Queue& queue, const GatherHalf& task, int dtype, uintptr_t from, uintptr_t pointers,
+                          uintptr_t slots, uintptr_t bias, uintptr_t to) {
+    gather_half(queue, task, Dtype{dtype}, pointer(from), pointer<const int32_t>(pointers),
+                pointer<const uint32_t>(slots), pointer<const float>(bias), pointer(to));
+  });
+  m.def("inner_half", [](const Queue& queue, const InnerHalf& task, int dtype, uintptr_t x, uintptr_t grad,
+                         uintptr_t items, uintptr_t places, uintptr_t lists, uintptr_t partial) {
+    inner_half(queue, task, Dtype{dtype}, pointer(x), pointer(grad), pointer(items), pointer<const uint16_t>(places),
+               pointer<const int32_t>(lists), pointer<float>(partial));
+  });
   m.def("limits", &limits, "Bytes of shared memory that a block may have, and processors.");
   m.def("pack_edges", [](const Queue& queue, int64_t count, uintptr_t cells, uintptr_t sources, uintptr_t values,
                          uintptr_t edges) {

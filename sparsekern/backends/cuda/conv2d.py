@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsekern.backends import reference
 from sparsekern.backends._reference_linear import accumulation_dtype
-from sparsekern.backends.cuda.float32 import Operand, inner_plan, inner_products, sum_plan, sums
+from sparsekern.backends.cuda.products import Operand, inner_plan, inner_products, sum_plan, sums
 from sparsekern.backends.cuda.tiles import Shape
 
 
@@ -29,7 +29,7 @@ def _shape(
 
 
 def _has_kernel(x: Tensor) -> bool:
-    return x.dtype == torch.float32
+    return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def conv2d(
@@ -63,7 +63,7 @@ def conv2d(
 
 def _input_grad(shape: Shape, grad: Operand, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor | None:
     if shape.batch == 0 or shape.channels == 0:
-        return w.new_empty(shape.batch, shape.channels, *shape.size)
+        return grad.x.new_empty(shape.batch, shape.channels, *shape.size)
     plan = sum_plan(shape, True, row, grad)
     return None if plan is None else sums(plan, grad, w, None, ccol, row)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends import reference
-from sparsekern.backends.cuda.float32 import Operand, inner_plan, inner_products, sum_plan, sums
+from sparsekern.backends.cuda.products import Operand, inner_plan, inner_products, sum_plan, sums
 from sparsekern.backends.cuda.tiles import Shape
 
 
@@ -40,7 +40,7 @@ def _input_grad(grad: Operand, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:
     tokens, rows = grad.x.shape[:2]
     columns = ccol.numel() - 1
     if tokens == 0 or columns == 0:
-        return w.new_empty(tokens, columns)
+        return grad.x.new_empty(tokens, columns)
     plan = sum_plan(_shape(tokens, columns, rows), True, row, grad)
     if plan is None:
         return reference.linear_input_grad(grad.x[:, :, 0, 0], w, ccol, row)

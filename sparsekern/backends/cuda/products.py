@@ -1,4 +1,4 @@
-"""Linear and conv2d products in float32 on CUDA cores: what the two have in common, a linear layer being a conv2d.
+"""The products over tiles in shared memory: what linear and conv2d have in common, a linear layer being a conv2d.
 
 Activations lie by place and then by image (:func:`~sparsekern.backends.cuda.tiles.images_innermost`), for few images as
 they came.
@@ -45,8 +45,8 @@ class Operand:
 
 def sum_plan(shape: Shape, back: bool, row: Tensor, operand: Operand) -> GatherPlan | None:
     """The plan of the forward product or the input gradient; None where the kernels cannot have it."""
-    plan = plan_gather(shape, back, row.numel(), *limits(operand.x))
-    if plan is None or max(row.numel() + 2 * plan.lists, plan.blocks) > _MOST:
+    plan = plan_gather(shape, back, operand.x.element_size() == 2, row.numel(), *limits(operand.x))
+    if plan is None or max(plan.room(row.numel()), plan.blocks) > _MOST:
         return None
     size = shape.out_size if back else shape.size
     return plan if operand.source(plan.tile.by_pixel).fits(size) else None
@@ -54,8 +54,8 @@ def sum_plan(shape: Shape, back: bool, row: Tensor, operand: Operand) -> GatherP
 
 def inner_plan(shape: Shape, row: Tensor, x: Operand, grad: Operand) -> InnerPlan | None:
     """The plan of the values' gradient; None where the kernels cannot have it."""
-    plan = plan_inner(shape, row.numel(), *limits(x.x))
-    if plan is None or plan.units * kernels().UNIT_EDGES > _MOST:
+    plan = plan_inner(shape, x.x.element_size() == 2, row.numel(), *limits(x.x))
+    if plan is None or plan.units * plan.unit_edges > _MOST:
         return None
     by_pixel = plan.tile.by_pixel
     fits = x.source(by_pixel).fits(shape.size) and grad.source(by_pixel).fits(shape.out_size)
@@ -69,21 +69,22 @@ def sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, cco
     batch, rows = shape.batch, shape.channels if back else shape.out_channels
     new = torch.empty if plan.tile.y_shape.covers and plan.tile.x_shape.covers else torch.zeros
     source = operand.source(plan.tile.by_pixel)
-    w, bias = w.contiguous(), None if bias is None else bias.contiguous()
+    w, bias = w.contiguous(), None if bias is None else bias.float().contiguous()
     if plan.tile.by_pixel:
-        out = new(batch, rows, height, width, dtype=w.dtype, device=w.device)
+        out = new(batch, rows, height, width, dtype=operand.x.dtype, device=w.device)
         gather(plan, source, w, bias, ccol, row, out, (height * width, width, 1, rows * height * width))
         return out
     if height * width == 1:
-        out = new(batch, rows, 1, 1, dtype=w.dtype, device=w.device)
+        out = new(batch, rows, 1, 1, dtype=operand.x.dtype, device=w.device)
         gather(plan, source, w, bias, ccol, row, out, (1, 0, 0, rows))
         return out
     images = -(-batch // 8) * 8
-    by_image = new(rows, height, width, images, dtype=w.dtype, device=w.device)
+    by_image = new(rows, height, width, images, dtype=operand.x.dtype, device=w.device)
     gather(plan, source, w, bias, ccol, row, by_image, (height * width * images, width * images, images, 1))
-    out = torch.empty(batch, rows, height, width, dtype=w.dtype, device=w.device)
+    out = torch.empty(batch, rows, height, width, dtype=operand.x.dtype, device=w.device)
     features = rows * height * width
-    kernels().transpose(queue_of(out), by_image.data_ptr(), features, batch, images, out.data_ptr(), features, 4)
+    sizes = features, batch, images
+    kernels().transpose(queue_of(out), by_image.data_ptr(), *sizes, out.data_ptr(), features, out.element_size())
     return out
 
 
