@@ -54,6 +54,13 @@ SK_DEVICE uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
 }
 
+// 0xffff in each half in which a and b, taken as f16 that are neither NaN nor 0, are equal; else 0.
+SK_DEVICE uint32_t equal_halves(uint32_t a, uint32_t b) {
+  uint32_t mask;
+  asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+  return mask;
+}
+
 // A read of what no kernel that runs writes.
 template <class T>
 SK_DEVICE T load_constant(const T* from) {
@@ -111,21 +118,22 @@ SK_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kUnderWay) : "memory");
 }
 
+// Shared memory by 32-bit addresses, where many are computed: of a multiple of 128 bytes, a multiple of 128.
+SK_DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+
 // Four 8x8 matrices of 16-bit elements out of shared memory. Lane l gives the address of row l % 8 of matrix l / 8
 // (16 bytes, aligned to 16). Of matrix m, matrices[m] holds in lane l the elements 2 (l % 4) and 2 (l % 4) + 1 of row
 // l / 4; transposed: of column l / 4.
-SK_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+SK_DEVICE void load_matrices(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 }
-SK_DEVICE void load_matrices_transposed(uint32_t (&matrices)[4], const void* row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+SK_DEVICE void load_matrices_transposed(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 }
 

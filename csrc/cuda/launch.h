@@ -27,24 +27,30 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
 }
 
-// Shared memory that one block of this device may have, in bytes.
-inline size_t shared_bytes_of(const Queue& queue) {
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device), "device properties");
-  return static_cast<size_t>(bytes);
-}
+// Makes a device the thread's current one, and the one before so again at the end: torch goes by it.
+class OnDevice {
+ public:
+  OnDevice(int device, const char* what) {
+    check(cudaGetDevice(&before_), what);
+    if (device != before_) check(cudaSetDevice(device), what);
+    changed_ = device != before_;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
 
-inline int processors_of(const Queue& queue) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, queue.device), "device properties");
-  return count;
-}
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
 
 template <class... Parameters, class... Arguments>
 void launch(const Queue& queue, const char* name, void (*kernel)(Parameters...), Grid grid, unsigned threads,
             size_t shared_bytes, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  check(cudaSetDevice(queue.device), name);
+  const OnDevice on_device(queue.device, name);
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           name);
@@ -55,13 +61,6 @@ void launch(const Queue& queue, const char* name, void (*kernel)(Parameters...),
 }
 
 #else
-
-// An H100's, an H200's; tests may set less, to see what large matrices meet.
-inline size_t emulated_shared_bytes = 227 * 1024;
-inline int emulated_processors = 2;
-
-inline size_t shared_bytes_of(const Queue&) { return emulated_shared_bytes; }
-inline int processors_of(const Queue&) { return emulated_processors; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Queue& queue, const char* name, void (*kernel)(Parameters...), Grid grid, unsigned threads,

@@ -1,5 +1,10 @@
+#include <pybind11/stl.h>
+
 #include "cuda/bind.h"
+#include "cuda/sddmm.h"
 #include "cuda/slots.h"
+#include "cuda/spmm.h"
+#include "cuda/transpose.h"
 
 namespace py = pybind11;
 
@@ -31,6 +36,34 @@ void bind_linear(py::module_& m) {
                pointer<const int32_t>(edges), pointer(values), Dtype{values_dtype}, Dtype{dtype},
                pointer<uint32_t>(slots));
   });
+  m.def("transpose_halves", [](const Queue& queue, int dtype, uintptr_t from, int64_t rows, int64_t columns,
+                               int64_t stride, uintptr_t to, int64_t padded_rows, bool interleaved, uintptr_t sums) {
+    transpose_halves(queue, Dtype{dtype}, pointer(from), rows, columns, stride, pointer(to), padded_rows, interleaved,
+                     pointer<float>(sums));
+  });
+  m.def("spmm", [](const Queue& queue, std::pair<int, int> tile, int dtype, int64_t tokens, int64_t majors,
+                   const Cut& cut, uintptr_t pointers, uintptr_t slots, uintptr_t x, int64_t stride, uintptr_t bias,
+                   uintptr_t y) {
+    spmm(queue, {tile.first, tile.second},
+         {Dtype{dtype}, tokens, majors, cut, pointer<const int32_t>(pointers), pointer<const uint32_t>(slots),
+          pointer(x), stride, pointer<const float>(bias), pointer(y)});
+  });
+  m.def("sddmm_splits", &sddmm_splits);
+  m.def("sddmm", [](const Queue& queue, int tile_tokens, int64_t splits, int dtype, int out_dtype, int64_t tokens,
+                    int64_t majors, const Cut& cut, uintptr_t groups, int64_t most_groups, uintptr_t places,
+                    uintptr_t edges, uintptr_t lists, uintptr_t gathered, int64_t gathered_stride,
+                    uintptr_t stationary, int64_t stationary_stride, uintptr_t partial, uintptr_t out) {
+    sddmm(queue, tile_tokens, splits,
+          {Dtype{dtype}, Dtype{out_dtype}, tokens, majors, cut, pointer<const int32_t>(groups), most_groups,
+           pointer<const uint16_t>(places), pointer<const int32_t>(edges), pointer<const int32_t>(lists),
+           pointer(gathered), gathered_stride, pointer(stationary), stationary_stride, pointer<float>(partial),
+           pointer(out)});
+  });
+  std::vector<std::pair<int, int>> tiles;
+  for (const SpmmTile& tile : kSpmmTiles) tiles.emplace_back(tile.tokens, tile.blocks);
+  m.attr("spmm_tiles") = tiles;
+  m.attr("spmm_warps") = kSpmmWarps;
+  m.attr("sddmm_block") = kSddmmBlock;
 }
 
 }  // namespace sparsekern::cuda

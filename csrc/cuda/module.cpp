@@ -7,7 +7,7 @@
 #include "cuda/queue.h"
 #include "cuda/transpose.h"
 #if SPARSEKERN_CUDA_EMULATED
-#include "cuda/launch.h"
+#include "cuda/emulation/block.h"
 #endif
 
 #ifndef SPARSEKERN_CUDA_MODULE
@@ -25,6 +25,8 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
     transpose(queue, pointer(from), rows, columns, stride, pointer(to), padded_rows, element_bytes);
   });
   bind_tiles(m);
+  m.def("shared_bytes", [](const Queue& queue) { return shared_bytes_of(queue); }, "Shared memory of one block.");
+  m.def("processors", [](const Queue& queue) { return processors_of(queue); });
   bind_linear(m);
 #if SPARSEKERN_CUDA_EMULATED
   m.def("emulate", [](uint64_t order_seed, size_t shared_bytes, int processors) {

@@ -10,7 +10,7 @@ namespace sparsekern::cuda {
 SK_HOST_DEVICE int memory_of(int slot) { return (slot % 8 / 2) * 4 + slot / 8 * 2 + slot % 2; }
 
 // The major at a place of a block.
-SK_HOST_DEVICE int64_t major_of(int64_t block, int place) {
+SK_HOST_DEVICE int32_t major_of(int32_t block, int place) {
   return block / 2 * kStrip + place / 2 * 4 + block % 2 * 2 + place % 2;
 }
 

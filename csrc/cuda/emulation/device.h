@@ -57,6 +57,15 @@ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   return picked;
 }
 
+inline uint32_t equal_halves(uint32_t a, uint32_t b) {
+  for (const uint32_t halves : {a, b}) {
+    for (const uint32_t half : {halves & 0x7fff, halves >> 16 & 0x7fff}) {
+      if (half == 0 || half > 0x7c00) throw std::runtime_error("equal_halves of a zero or a NaN");
+    }
+  }
+  return ((a ^ b) & 0xffff ? 0 : 0xffffu) | ((a ^ b) >> 16 ? 0 : 0xffff0000u);
+}
+
 template <class T>
 T load_constant(const T* from) {
   if (reinterpret_cast<uintptr_t>(from) % sizeof(T)) throw std::runtime_error("a misaligned read of global memory");
@@ -102,7 +111,8 @@ struct Matrices {
 };
 
 template <bool kTransposed>
-void load_matrices(const char* name, uint32_t (&matrices)[4], const void* row) {
+void load_matrices(const char* name, uint32_t (&matrices)[4], uint32_t address) {
+  const char* const row = static_cast<const char*>(emulation::shared_memory()) + address;
   check_shared(name, row, 16, 16);
   Matrices mine{matrices, row};
   emulation::meet_warp(name, kAllLanes, &mine, [](void* const* lanes) {
@@ -183,10 +193,15 @@ void copy_async_wait() {
   }
 }
 
-inline void load_matrices(uint32_t (&matrices)[4], const void* row) {
+inline uint32_t shared_address(const void* at) {
+  detail::check_shared("shared_address", at, 0, 1);
+  return static_cast<uint32_t>(static_cast<const char*>(at) - static_cast<const char*>(emulation::shared_memory()));
+}
+
+inline void load_matrices(uint32_t (&matrices)[4], uint32_t row) {
   detail::load_matrices<false>("load_matrices", matrices, row);
 }
-inline void load_matrices_transposed(uint32_t (&matrices)[4], const void* row) {
+inline void load_matrices_transposed(uint32_t (&matrices)[4], uint32_t row) {
   detail::load_matrices<true>("load_matrices_transposed", matrices, row);
 }
 

@@ -1,0 +1,183 @@
+"""The linear products in float16 and bfloat16. Arguments were checked by the operators; signatures are the reference's.
+
+Forward is a sum along the rows of W, the input's gradient one along its columns: the same kernel, on the slots of the
+edges by row and by column. The values' gradient goes by column as well. Everything else is Triton's or the reference's.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sparsekern.backends import reference, triton
+from sparsekern.backends.cuda.activations import ByFeature, by_feature
+from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
+from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
+from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
+# At a lower density a thread block of the largest tile, 1024 majors, brings most activations into shared memory for less
+# than one edge each: a gather from memory moves less.
+_LEAST_DENSITY = 1 / 1024
+
+linear_direct = reference.linear_direct
+
+
+@cache
+def _new_enough(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def serves(product: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a product ("linear", "conv2d") of such activations has a kernel here; :func:`other` has the rest."""
+    if product != "linear" or dtype not in _DTYPES:
+        return False
+    return is_emulated() if device.type == "cpu" else _new_enough(device)
+
+
+def other(product: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
+    """The backend of what has no kernel here: Triton where that serves, else the reference."""
+    usable = device.type == "cuda" and find_spec("triton") is not None
+    return triton if usable and triton.serves(product, dtype, device) else reference
+
+
+def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | None:
+    """The backend that is to compute with these activations and this matrix instead, or None."""
+    nnz, columns = row.numel(), ccol.numel() - 1
+    if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) >= _MOST:
+        return other("linear", x.dtype, x.device)
+    if nnz < _LEAST_DENSITY * rows * columns:
+        backend = other("linear", x.dtype, x.device)
+        return backend if backend is not reference else None
+    return None
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _sums_along(
+    pointers: Tensor, minors: Tensor, permutation: Tensor | None, size: int, x: ByFeature, w: Tensor, bias: Tensor | None
+) -> Tensor:
+    """(tokens, majors): along each major of a compressed matrix with ``size`` minors, values times activations."""
+    module, dtype, device = kernels(), x.tensor.dtype, x.tensor.device
+    majors, nnz = pointers.numel() - 1, minors.numel()
+    y = torch.empty(x.tokens, majors, dtype=dtype, device=device)
+    if y.numel() == 0:
+        return y
+    if nnz == 0:
+        return y.zero_() if bias is None else y.copy_(bias.expand_as(y))
+    queue = queue_of(x.tensor)
+    limits = module.shared_bytes(queue), module.processors(queue)
+    tile, chunk = spmm_tile(x.tokens, majors, size, nnz, *limits)
+    made = layout(pointers, minors, permutation, size, chunk, GROUPS_A_BLOCK if permutation is None else 1)
+    slots = packed(made, w, dtype)
+    wide_bias = None if bias is None else bias.float().contiguous()
+    module.spmm(
+        queue,
+        tile,
+        DTYPE_CODES[dtype],
+        x.tokens,
+        majors,
+        made.cut,
+        made.pointers.data_ptr(),
+        slots.data_ptr(),
+        x.tensor.data_ptr(),
+        x.tensor.shape[1],
+        0 if wide_bias is None else wide_bias.data_ptr(),
+        y.data_ptr(),
+    )
+    return y
+
+
+def _at_edges(gathered: ByFeature, stationary: ByFeature, made: Layout, nnz: int, dtype: torch.dtype) -> Tensor:
+    """(nnz,): inner products of the minors' and the majors' activations at the edges of a layout."""
+    module, x = kernels(), gathered.tensor
+    out = torch.empty(nnz, dtype=dtype, device=x.device)
+    queue, tokens = queue_of(x), sddmm_tokens(gathered.tokens)
+    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens)
+    partial = torch.empty(splits * made.places.numel(), device=x.device)
+    module.sddmm(
+        queue,
+        tokens,
+        splits,
+        DTYPE_CODES[x.dtype],
+        DTYPE_CODES[dtype],
+        gathered.tokens,
+        stationary.tensor.shape[0],
+        made.cut,
+        made.groups,
+        made.most_groups,
+        made.places.data_ptr(),
+        made.edges.data_ptr(),
+        made.lists.data_ptr(),
+        x.data_ptr(),
+        x.shape[1],
+        stationary.tensor.data_ptr(),
+        stationary.tensor.shape[1],
+        partial.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def _weight_grad(by_row: ByFeature, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    nnz, rows = row.numel(), by_row.tensor.shape[0]
+    if nnz == 0 or by_row.tokens == 0:
+        return torch.zeros(nnz, dtype=dtype, device=x.device)
+    tokens = sddmm_tokens(by_row.tokens)
+    chunk = chunk_of(kernels().shared_bytes(queue_of(x)), tokens, rows)
+    made = layout(ccol, row, None, rows, chunk, GROUPS_A_BLOCK)
+    return _at_edges(by_row, by_feature(x, tokens, interleaved=True), made, nnz, dtype)
+
+
+def linear(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    ccol: Tensor,
+    row: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    perm: Tensor,
+) -> Tensor:
+    backend = _elsewhere(x, ccol, row, crow.numel() - 1)
+    if backend is not None:
+        return backend.linear(x, w, bias, ccol, row, crow, col, perm)
+    with _on_device_of(x):
+        return _sums_along(crow, col, perm, x.shape[1], by_feature(x), w, bias)
+
+
+def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:
+    backend = _elsewhere(grad, ccol, row, grad.shape[1])
+    if backend is not None:
+        return backend.linear_input_grad(grad, w, ccol, row)
+    with _on_device_of(grad):
+        return _sums_along(ccol, row, None, grad.shape[1], by_feature(grad), w, None)
+
+
+def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    backend = _elsewhere(x, ccol, row, grad.shape[1])
+    if backend is not None:
+        return backend.linear_weight_grad(grad, x, ccol, row, dtype)
+    with _on_device_of(x):
+        return _weight_grad(by_feature(grad), x, ccol, row, dtype)
+
+
+def linear_backward(
+    grad: Tensor, x: Tensor, w: Tensor, ccol: Tensor, row: Tensor, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    backend = _elsewhere(x, ccol, row, grad.shape[1])
+    if backend is not None:
+        return backend.linear_backward(grad, x, w, ccol, row, bias_dtype)
+    with _on_device_of(x):
+        by_row = by_feature(grad, sums=bias_dtype is not None)
+        dx = _sums_along(ccol, row, None, grad.shape[1], by_row, w, None)
+        dw = _weight_grad(by_row, x, ccol, row, w.dtype)
+        if by_row.sums is None or bias_dtype is None:
+            return dx, dw, grad.new_empty(0)
+        return dx, dw, by_row.sums.sum(0).to(bias_dtype)
