@@ -171,8 +171,6 @@ void gather_of(const Queue& queue, const Gather& task, const float* from, const 
 
 }  // namespace
 
-std::pair<size_t, int> limits(const Queue& queue) { return {shared_bytes_of(queue), processors_of(queue)}; }
-
 void pack_edges(const Queue& queue, int64_t count, const int* cells, const int* sources, const float* values,
                 Edge* edges) {
   launch(queue, "pack_edges", pack_edges_kernel, {static_cast<unsigned>((count + 255) / 256)}, 256, 0, count, cells,

@@ -1,8 +1,6 @@
 // Sums over the edges of each row: forward by rows of W, the input gradient by its columns. Linear and conv2d.
 #pragma once
 
-#include <utility>
-
 #include "cuda/queue.h"
 #include "cuda/tiles.h"
 
@@ -31,9 +29,6 @@ struct Gather {
   SK_HOST_DEVICE size_t landing_bytes() const { return size_t{16} * token_warps * lanes; }
   size_t shared_bytes() const { return landing_bytes() + table_bytes(tiles) + size_t{16} * tiles.plane_pitch * chunk_planes; }
 };
-
-// Bytes of shared memory that a block may have, and processors.
-std::pair<size_t, int> limits(const Queue& queue);
 
 // An edge of a list: where its activations are in the tile, in bytes, and its value.
 struct Edge {

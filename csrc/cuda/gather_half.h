@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 #include "cuda/queue.h"
 #include "cuda/slots.h"

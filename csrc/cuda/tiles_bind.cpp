@@ -34,7 +34,6 @@ void bind_tiles(py::module_& m) {
   m.attr("WARP_CELLS") = kWarpCells;
   m.attr("INNER_HALF_WARPS") = kInnerHalfWarps;
   m.attr("WARP_GROUPS") = kWarpGroups;
-  m.attr("MOST_MINORS") = kMostMinors;
   py::class_<Tiles>(m, "Tiles", "Tiles of activations: csrc/cuda/tiles.h names the numbers.")
       .def(py::init([](const std::array<int, 17>& y, const std::array<int, 17>& x, int images, int inner_cells,
                        int image_tiles, bool by_pixel, const std::array<int, 4>& pitches) {
@@ -81,7 +80,6 @@ void bind_tiles(py::module_& m) {
     inner_half(queue, task, Dtype{dtype}, pointer(x), pointer(grad), pointer(items), pointer<const uint16_t>(places),
                pointer<const int32_t>(lists), pointer<float>(partial));
   });
-  m.def("limits", &limits, "Bytes of shared memory that a block may have, and processors.");
   m.def("pack_edges", [](const Queue& queue, int64_t count, uintptr_t cells, uintptr_t sources, uintptr_t values,
                          uintptr_t edges) {
     pack_edges(queue, count, pointer<const int>(cells), pointer<const int>(sources), pointer<const float>(values),

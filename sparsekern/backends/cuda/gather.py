@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsekern.backends._cpu_linear import DTYPE_CODES
 from sparsekern.backends.cuda.axes import ceil_div
-from sparsekern.backends.cuda.extension import kernels
+from sparsekern.backends.cuda.cell_slots import cell_slots, most_slot_groups
+from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.lists import deal, most_groups
 from sparsekern.backends.cuda.plans import edges_of, kept_layout
-from sparsekern.backends.cuda.slot_layout import BLOCK, GROUP, SlotLayout, lay_slots, slot_groups
-from sparsekern.backends.cuda.tiles import CELL_BYTES, Shape, Source, Tile, best_tile, queue_of
+from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUP, MOST_MINORS, Layout, packed
+from sparsekern.backends.cuda.tiles import CELL_BYTES, Shape, Source, Tile, best_tile
 
 _LIST_EDGES = 8  # that a list should have, or the lists' ends cost as much as the edges
 # Products that a processor forms, and elements that it copies from the L2 cache, in the same time.
@@ -59,8 +59,7 @@ class GatherPlan:
     def room(self, nnz: int) -> int:
         """Places for edges."""
         if self.half:
-            blocks = self.tile.out_classes * self.row_blocks * self.block_rows // BLOCK
-            return GROUP * slot_groups(nnz, blocks, self.chunks)
+            return GROUP * most_slot_groups(nnz, self.tile.out_classes * self.row_blocks * self.block_rows, self.chunks)
         return 2 * most_groups(nnz, self.lists, 2)
 
     def numbers(self) -> tuple[int, ...]:
@@ -113,7 +112,7 @@ def plan_gather(
         for limit in (shared_bytes // 2 - 1024, shared_bytes):
             fitting = (limit - fixed) // tile.plane_bytes
             if half:
-                fitting = min(fitting, kernels().MOST_MINORS // tile.pitches[3])
+                fitting = min(fitting, MOST_MINORS // tile.pitches[3])
             if fitting > 0:
                 chunks = max(1, ceil_div(planes, fitting))
                 chunk_planes = max(1, ceil_div(planes, chunks))
@@ -167,10 +166,10 @@ def _layout(plan: GatherPlan, ccol: Tensor, row: Tensor) -> GatherLayout:
     return GatherLayout(ranges, lists.place(cell, room, 0, torch.int32), lists.sources(room))
 
 
-def _slots(plan: GatherPlan, ccol: Tensor, row: Tensor) -> SlotLayout:
+def _slots(plan: GatherPlan, ccol: Tensor, row: Tensor) -> Layout:
     rows, out_class, chunk, cell = _located(plan, ccol, row)
     class_rows = plan.row_blocks * plan.block_rows
-    return lay_slots(out_class * class_rows + rows, chunk, cell, plan.tile.out_classes * class_rows, plan.chunks)
+    return cell_slots(out_class * class_rows + rows, chunk, cell, plan.tile.out_classes * class_rows, plan.chunks)
 
 
 def gather(
@@ -193,10 +192,10 @@ def gather(
     bias_address = 0 if bias is None else bias.data_ptr()
     argument = plan.tile.kernel_argument(), plan.numbers(), source.strides, strides
     if plan.half:
-        slots: SlotLayout = kept_layout(ccol, row, plan, lambda: _slots(plan, ccol, row))
-        packed = slots.pack(w, out.dtype)
+        slots: Layout = kept_layout(ccol, row, plan, lambda: _slots(plan, ccol, row))
+        values = packed(slots, w, out.dtype)
         dtype = DTYPE_CODES[out.dtype]
-        addresses = source.address, slots.pointers.data_ptr(), packed.data_ptr(), bias_address, out.data_ptr()
+        addresses = source.address, slots.pointers.data_ptr(), values.data_ptr(), bias_address, out.data_ptr()
         module.gather_half(queue, module.GatherHalf(*argument), dtype, *addresses)
         return
     layout: GatherLayout = kept_layout(ccol, row, plan, lambda: _layout(plan, ccol, row))

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsekern.backends._cpu_linear import DTYPE_CODES
 from sparsekern.backends.cuda.axes import ceil_div
-from sparsekern.backends.cuda.extension import kernels
+from sparsekern.backends.cuda.cell_slots import BLOCK, cell_slots, edges_of_slots, most_slot_groups
+from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.gather import groups_before, spanned_groups
 from sparsekern.backends.cuda.lists import deal, most_groups
 from sparsekern.backends.cuda.plans import edges_of, kept_layout
-from sparsekern.backends.cuda.slot_layout import BLOCK, GROUP, SlotLayout, lay_slots, slot_groups
-from sparsekern.backends.cuda.tiles import Shape, Source, Tile, best_tile, queue_of
+from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUP, MOST_MINORS, Layout
+from sparsekern.backends.cuda.tiles import Shape, Source, Tile, best_tile
 
 _PARTS = 4  # of a warp, each with units of its own, in float32
 _COPIES = {4: 6.0, 8: 12.0}  # elements that a processor copies from the L2 cache in a clock
@@ -68,7 +68,7 @@ class InnerPlan:
     def units(self) -> int:
         rows = self.row_blocks * self.block_rows
         if self.half:
-            return slot_groups(self.nnz, rows // BLOCK, self.chunks)
+            return most_slot_groups(self.nnz, rows, self.chunks)
         return most_groups(self.nnz, self.chunks * rows, self.unit_edges)
 
     @property
@@ -90,7 +90,8 @@ class InnerLayout(NamedTuple):
 
 class InnerSlots(NamedTuple):
     items: Tensor  # (items, 4) int32
-    slots: SlotLayout
+    slots: Layout
+    sources: Tensor  # (units * 16,) int32
 
 
 @cache
@@ -101,7 +102,7 @@ def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors
     density = nnz / max(1, rows * group_channels * shape.taps)
     tokens_in_all = shape.batch * shape.out_size[0] * shape.out_size[1]
     elements, unit_rows, step_cells = (8, BLOCK, 4) if half else (4, 1, 8)
-    most_cells = kernels().MOST_MINORS if half else 1 << 16
+    most_cells = MOST_MINORS if half else 1 << 16
     best: tuple[float, InnerPlan] | None = None
     for tokens in (32, 64, 128, 256):
         if tokens > 32 and tokens >= 2 * tokens_in_all:
@@ -171,10 +172,11 @@ def _layout(plan: InnerPlan, ccol: Tensor, row: Tensor) -> InnerLayout:
 
 def _slots(plan: InnerPlan, ccol: Tensor, row: Tensor) -> InnerSlots:
     rows, chunk, cell = _located(plan, ccol, row)
-    slots = lay_slots(rows, chunk, cell, plan.row_blocks * plan.block_rows, plan.chunks)
+    slots = cell_slots(rows, chunk, cell, plan.row_blocks * plan.block_rows, plan.chunks)
     step = plan.block_rows // BLOCK
     pointers = slots.pointers[:-1].view(plan.chunks, -1).long()
-    return InnerSlots(_items(plan, pointers[:, :-1:step].flatten(), pointers[:, step::step].flatten()), slots)
+    items = _items(plan, pointers[:, :-1:step].flatten(), pointers[:, step::step].flatten())
+    return InnerSlots(items, slots, edges_of_slots(slots))
 
 
 def _items(plan: InnerPlan, first: Tensor, end: Tensor) -> Tensor:
@@ -197,7 +199,7 @@ def inner(plan: InnerPlan, x: Source, grad: Source, ccol: Tensor, row: Tensor) -
     argument = *tiles, plan.numbers(), plan.units, x.strides, grad.strides
     if plan.half:
         slots: InnerSlots = kept_layout(ccol, row, plan, lambda: _slots(plan, ccol, row))
-        sources = slots.slots.edges
+        sources = slots.sources
         tensors = slots.items, slots.slots.places, slots.slots.lists, partial
         addresses = (tensor.data_ptr() for tensor in tensors)
         dtype = DTYPE_CODES[x.tensor.dtype]

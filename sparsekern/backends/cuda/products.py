@@ -4,28 +4,22 @@ Activations lie by place and then by image (:func:`~sparsekern.backends.cuda.til
 they came.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from sparsekern.backends.cuda.extension import is_emulated, kernels
+from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.gather import GatherPlan, gather, plan_gather
 from sparsekern.backends.cuda.inner import InnerPlan, inner, plan_inner
-from sparsekern.backends.cuda.tiles import Shape, Source, as_it_lies, images_innermost, queue_of
+from sparsekern.backends.cuda.tiles import Shape, Source, as_it_lies, images_innermost
 
 # Kernels number edges and blocks by 32 bits.
 _MOST = 2**31 - 1
 
 
-@cache
-def _limits_of(device: torch.device) -> tuple[int, int]:
-    return kernels().limits(kernels().Queue(device.index or 0, 0))
-
-
 def limits(tensor: Tensor) -> tuple[int, int]:
     """Bytes of shared memory that a block may have, and processors, of a tensor's device."""
-    return kernels().limits(queue_of(tensor)) if is_emulated() else _limits_of(tensor.device)
+    queue = queue_of(tensor)
+    return kernels().shared_bytes(queue), kernels().processors(queue)
 
 
 class Operand:

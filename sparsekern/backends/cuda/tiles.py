@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends.cuda.axes import Axis, AxisShape, ceil_div
-from sparsekern.backends.cuda.extension import is_emulated, kernels
+from sparsekern.backends.cuda.extension import kernels, queue_of
 
 CELL_BYTES = 16
 
@@ -190,13 +190,6 @@ class Source(NamedTuple):
         """Whether a kernel's 32 bits can number the elements of one channel, of images of this size."""
         _, y, x, image, images = self.strides
         return (size[0] - 1) * y + (size[1] - 1) * x + (images - 1) * image < 2**31
-
-
-def queue_of(tensor: Tensor) -> Any:
-    """The stream that kernels with this tensor run on."""
-    if is_emulated():
-        return kernels().Queue(0, 0)
-    return kernels().Queue(tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
 def images_innermost(x: Tensor) -> Source:
