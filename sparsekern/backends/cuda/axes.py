@@ -1,9 +1,9 @@
 """How an axis of images is cut into tiles, so that every edge of a convolution is a constant shift within one.
 
-Output y of an axis meets, at tap k, the input at ``y * stride + k * dilation - padding``. Its residue modulo the stride
-and what is left of it after division are the tap's class and shift; the taps' residues repeat after ``period`` taps. The
-input gradient goes the other way: an input is the class of outputs that its residue makes it, and meets only the taps
-of that residue, ``k * dilation // stride`` steps further back.
+Output y of an axis meets, at tap k, the input at ``y * stride + k * dilation - padding``. Its residue modulo the
+stride and what is left of it after division are the tap's class and shift; the taps' residues repeat after ``period``
+taps. The input gradient goes the other way: an input is the class of outputs that its residue makes it, and meets only
+the taps of that residue, ``k * dilation // stride`` steps further back.
 
 A tile is a window that reaches over all shifts, or has a class of its own for each tap, which needs no shift: more
 copies, of which none is larger than the tile's outputs.

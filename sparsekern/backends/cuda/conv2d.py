@@ -1,13 +1,14 @@
 """The products of a sparse conv2d. Signatures are those of the reference, arguments have been checked."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sparsekern.backends import reference
 from sparsekern.backends._reference_linear import accumulation_dtype
 from sparsekern.backends.cuda.products import Operand, inner_plan, inner_products, sum_plan, sums
+from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.tiles import Shape
 
 
@@ -22,14 +23,19 @@ def _shape(
     dilation: Sequence[int],
     groups: int,
 ) -> Shape:
-    geometry = zip(size, kernel_size, stride, padding, dilation, strict=True)
-    height, width = ((n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in geometry)
-    pairs = ((pair[0], pair[1]) for pair in (kernel_size, stride, padding, dilation))
-    return Shape(batch, channels, (size[0], size[1]), out_channels, (height, width), *pairs, groups)
+    axes = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    height, width = ((n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in axes)
+    kernel, step, pad, dil = ((pair[0], pair[1]) for pair in (kernel_size, stride, padding, dilation))
+    sizes = (size[0], size[1]), out_channels, (height, width)
+    return Shape(batch, channels, *sizes, kernel, step, pad, dil, groups)
 
 
 def _has_kernel(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return serves("conv2d", x.dtype, x.device)
+
+
+def _other(x: Tensor) -> ModuleType:
+    return other("conv2d", x.dtype, x.device)
 
 
 def conv2d(
@@ -58,7 +64,7 @@ def conv2d(
         plan = sum_plan(shape, False, row, operand)
         if plan is not None:
             return sums(plan, operand, w, bias, ccol, row)
-    return reference.conv2d(x, w, bias, ccol, row, crow, col, perm, *geometry)
+    return _other(x).conv2d(x, w, bias, ccol, row, crow, col, perm, *geometry)
 
 
 def _input_grad(shape: Shape, grad: Operand, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor | None:
@@ -97,9 +103,9 @@ def conv2d_backward(
         dx = _input_grad(shape, grads, w, ccol, row)
         dw = _weight_grad(shape, grads, Operand(x), ccol, row)
     if dx is None:
-        dx = reference.conv2d_input_grad(grad, w, ccol, row, x.shape[2:], *geometry)
+        dx = _other(x).conv2d_input_grad(grad, w, ccol, row, x.shape[2:], *geometry)
     if dw is None:
-        dw = reference.conv2d_weight_grad(grad, x, ccol, row, *geometry)
+        dw = _other(x).conv2d_weight_grad(grad, x, ccol, row, *geometry)
     if bias_dtype is None:
         return dx, dw.to(w.dtype), x.new_empty(0)
     return dx, dw.to(w.dtype), grad.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype)).to(bias_dtype)
@@ -125,7 +131,7 @@ def conv2d_input_grad(
         dx = _input_grad(shape, Operand(grad), w, ccol, row)
         if dx is not None:
             return dx
-    return reference.conv2d_input_grad(grad, w, ccol, row, input_size, *geometry)
+    return _other(grad).conv2d_input_grad(grad, w, ccol, row, input_size, *geometry)
 
 
 def conv2d_weight_grad(
@@ -147,4 +153,4 @@ def conv2d_weight_grad(
         dw = _weight_grad(shape, Operand(grad), Operand(x), ccol, row)
         if dw is not None:
             return dw.to(dtype or accumulation_dtype(x.dtype))
-    return reference.conv2d_weight_grad(grad, x, ccol, row, *geometry, dtype)
+    return _other(x).conv2d_weight_grad(grad, x, ccol, row, *geometry, dtype)

@@ -2,7 +2,7 @@
 16-bit activations by csrc/cuda/gather_half.h.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from sparsekern.backends.cuda.tiles import Shape, Source, Tile, best_tile
 _PARTS = 4  # of a warp, each with units of its own, in float32
 _COPIES = {4: 6.0, 8: 12.0}  # elements that a processor copies from the L2 cache in a clock
 _PRODUCTS = {4: 28.0, 8: 40.0}  # that it forms, useful ones or not
-_MOST_PARTIAL = 1 << 26  # elements of the sums over slices of the tokens, which are added up afterwards
 _FILLED = 0.9  # of a block's units, or random patterns would often need one block more
 
 
@@ -38,6 +37,7 @@ class InnerPlan:
     block_rows: int
     chunk_planes: int
     chunks: int
+    warps: int
     slices: int
 
     @property
@@ -51,10 +51,6 @@ class InnerPlan:
     @property
     def places(self) -> int:
         return self.row_blocks * self.chunks
-
-    @property
-    def warps(self) -> int:
-        return int(kernels().INNER_HALF_WARPS if self.half else kernels().INNER_WARPS)
 
     @property
     def block_units(self) -> int:
@@ -96,7 +92,29 @@ class InnerSlots(NamedTuple):
 
 @cache
 def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors: int) -> InnerPlan | None:
-    """The plan for the values' gradient of a layer of this shape; None where no tile fits into shared memory."""
+    """The plan for the values' gradient of a layer of this shape; None where no tile fits into shared memory.
+
+    Blocks share out edges first, then tokens: each slice of them has sums of its own, added up afterwards. These are
+    kept from coming to the size of the dense weight, so that small layers have smaller blocks instead.
+    """
+    warps = kernels().INNER_HALF_WARPS if half else kernels().INNER_WARPS
+    dense = shape.out_channels * shape.channels // shape.groups * shape.taps
+    found = None
+    while warps >= 2:
+        best = _best_plan(shape, half, nnz, shared_bytes, warps)
+        if best is None:
+            return found
+        partial = max(dense // 2, 3 * nnz)
+        most = max(1, partial // max(1, best.units * best.unit_edges))
+        slices = min(ceil_div(2 * processors, best.items), max(1, best.tile.count), most, 65535)
+        found = replace(best, slices=slices)
+        if best.items * slices >= processors:
+            break
+        warps //= 2
+    return found
+
+
+def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int) -> InnerPlan | None:
     rows = shape.out_channels
     group_channels = shape.channels // shape.groups
     density = nnz / max(1, rows * group_channels * shape.taps)
@@ -115,7 +133,7 @@ def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors
             tile = best_tile(shape, False, tokens, elements, reuse, half)
             of_outputs = tile.of_outputs()
             planes = spanned_groups(rows, shape.groups, block_rows) * group_channels * tile.classes
-            plan = InnerPlan(shape, tile, nnz, block_rows, 1, 1, 1)
+            plan = InnerPlan(shape, tile, nnz, block_rows, 1, 1, warps, 1)
             fixed = tile.table_bytes + of_outputs.table_bytes + 256
             fixed += 4 * step_cells * ceil_div(tile.token_cells, step_cells) + block_rows * of_outputs.plane_bytes
             fitting = min((shared_bytes - fixed) // tile.plane_bytes, most_cells // tile.pitches[3], planes)
@@ -133,13 +151,8 @@ def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors
             clocks = copies / _COPIES[elements] + units * plan.unit_edges * tokens / _PRODUCTS[elements]
             cost = clocks * tile.count * chunks * ceil_div(rows, block_rows)
             if best is None or cost < best[0]:
-                best = cost, InnerPlan(shape, tile, nnz, block_rows, chunk_planes, chunks, 1)
-    if best is None:
-        return None
-    plan = best[1]
-    most_slices = max(1, _MOST_PARTIAL // max(1, plan.units * plan.unit_edges))
-    slices = min(ceil_div(2 * processors, plan.items), max(1, plan.tile.count), most_slices, 65535)
-    return InnerPlan(shape, plan.tile, nnz, plan.block_rows, plan.chunk_planes, plan.chunks, slices)
+                best = cost, replace(plan, chunk_planes=chunk_planes, chunks=chunks)
+    return None if best is None else best[1]
 
 
 def _located(plan: InnerPlan, ccol: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,7 +193,11 @@ def _slots(plan: InnerPlan, ccol: Tensor, row: Tensor) -> InnerSlots:
 
 
 def _items(plan: InnerPlan, first: Tensor, end: Tensor) -> Tensor:
-    """Pieces of at most a block's units of one place, those without units last. first, end: of each place, (places,)."""
+    """Pieces of at most a block's units of one place, those without units last.
+
+    Args:
+        first, end: (places,), the units of each place.
+    """
     pieces = (end - first + plan.block_units - 1) // plan.block_units
     after = pieces.cumsum(0)
     number = torch.arange(plan.items, device=first.device)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sparsekern.backends import reference
 from sparsekern.backends.cuda.products import Operand, inner_plan, inner_products, sum_plan, sums
+from sparsekern.backends.cuda.served import other
 from sparsekern.backends.cuda.tiles import Shape
 
 
@@ -30,9 +30,9 @@ def linear(
     if x.shape[0] == 0 or rows == 0:
         return x.new_empty(x.shape[0], rows)
     operand = _operand(x)
-    plan = sum_plan(_shape(*x.shape, rows), False, row, operand)
+    plan = sum_plan(_shape(x.shape[0], x.shape[1], rows), False, row, operand)
     if plan is None:
-        return reference.linear(x, w, bias, ccol, row, crow, col, perm)
+        return other("linear", x.dtype, x.device).linear(x, w, bias, ccol, row, crow, col, perm)
     return sums(plan, operand, w, bias, ccol, row)[:, :, 0, 0]
 
 
@@ -43,7 +43,7 @@ def _input_grad(grad: Operand, w: Tensor, ccol: Tensor, row: Tensor) -> Tensor:
         return grad.x.new_empty(tokens, columns)
     plan = sum_plan(_shape(tokens, columns, rows), True, row, grad)
     if plan is None:
-        return reference.linear_input_grad(grad.x[:, :, 0, 0], w, ccol, row)
+        return other("linear", w.dtype, w.device).linear_input_grad(grad.x[:, :, 0, 0], w, ccol, row)
     return sums(plan, grad, w, None, ccol, row)[:, :, 0, 0]
 
 
@@ -53,7 +53,8 @@ def _weight_grad(grad: Operand, x: Operand, ccol: Tensor, row: Tensor, dtype: to
         return torch.zeros(row.numel(), dtype=dtype, device=row.device)
     plan = inner_plan(_shape(tokens, columns, rows), row, x, grad)
     if plan is None:
-        return reference.linear_weight_grad(grad.x[:, :, 0, 0], x.x[:, :, 0, 0], ccol, row, dtype)
+        dense = grad.x[:, :, 0, 0], x.x[:, :, 0, 0]
+        return other("linear", x.x.dtype, row.device).linear_weight_grad(*dense, ccol, row, dtype)
     return inner_products(plan, x, grad, ccol, row).to(dtype)
 
 

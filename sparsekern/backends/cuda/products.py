@@ -4,6 +4,8 @@ Activations lie by place and then by image (:func:`~sparsekern.backends.cuda.til
 they came.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,11 @@ def limits(tensor: Tensor) -> tuple[int, int]:
     return kernels().shared_bytes(queue), kernels().processors(queue)
 
 
+def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    # A launch makes the stream's device the current one.
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 class Operand:
     """Activations, copied to where the kernels read them at most once for each of both orders."""
 
@@ -33,7 +40,8 @@ class Operand:
         if by_pixel:
             return as_it_lies(self.x)
         if self._by_image is None:
-            self._by_image = images_innermost(self.x)
+            with _on_device_of(self.x):
+                self._by_image = images_innermost(self.x)
         return self._by_image
 
 
@@ -58,6 +66,11 @@ def inner_plan(shape: Shape, row: Tensor, x: Operand, grad: Operand) -> InnerPla
 
 def sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, ccol: Tensor, row: Tensor) -> Tensor:
     """The forward product or the input gradient: (N, channels, height, width)."""
+    with _on_device_of(operand.x):
+        return _sums(plan, operand, w, bias, ccol, row)
+
+
+def _sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, ccol: Tensor, row: Tensor) -> Tensor:
     shape, back = plan.shape, plan.back
     height, width = shape.size if back else shape.out_size
     batch, rows = shape.batch, shape.channels if back else shape.out_channels
@@ -85,4 +98,5 @@ def sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, cco
 def inner_products(plan: InnerPlan, x: Operand, grad: Operand, ccol: Tensor, row: Tensor) -> Tensor:
     """The values' gradient (nnz,), float32."""
     by_pixel = plan.tile.by_pixel
-    return inner(plan, x.source(by_pixel), grad.source(by_pixel), ccol, row)
+    with _on_device_of(x.x):
+        return inner(plan, x.source(by_pixel), grad.source(by_pixel), ccol, row)

@@ -126,9 +126,7 @@ class Tile:
         return y_out * self.x.out_classes + x_out, plane, cell
 
 
-def _tiles_of(
-    shape: Shape, back: bool, tokens: int, elements: int, inner_outermost: bool
-) -> Iterator[Tile]:
+def _tiles_of(shape: Shape, back: bool, tokens: int, elements: int, inner_outermost: bool) -> Iterator[Tile]:
     y, x = shape.axis(0, back), shape.axis(1, back)
     inner = elements
     while inner < min(shape.batch, max(_INNER_IMAGES, tokens // (y.places * x.places)), tokens):
