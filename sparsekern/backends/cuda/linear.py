@@ -14,10 +14,10 @@ from torch import Tensor
 from sparsekern.backends import reference
 from sparsekern.backends.cuda import linear_float32
 from sparsekern.backends.cuda.activations import ByFeature, by_feature
+from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
-from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 
 _MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
 # At a lower density a thread block of the largest tile, 1024 majors, brings most activations into shared memory for less

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsekern.backends.cuda.tiles import Edges, Shape
 from sparsekern.backends._reference_linear import edge_columns
+from sparsekern.backends.cuda.tiles import Edges, Shape
 from sparsekern.backends.kept import Kept
 
 # Of one topology: training and evaluation, each forward and backward, and some.
