@@ -1,5 +1,5 @@
-"""Run by test_cuda.py in a process of its own: the products over tiles, of convolutions and of linear layers in float32,
-against their twins."""
+"""Run by test_cuda.py in a process of its own: the products over tiles (conv2d, and linear in float32) against their
+twins."""
 
 import pytest
 import torch

@@ -28,8 +28,8 @@ def test_kernels_emulated_under_address_sanitizer(emulated):
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "OMP_NUM_THREADS": "1",
     }
-    tests = str(TESTS / "running_cuda.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", tests]
+    tests = [str(TESTS / name) for name in ("running_cuda.py", "running_cuda_tiles.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
     process = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     assert re.search(r"^\d+ passed", process.stdout, re.MULTILINE), process.stdout

@@ -36,13 +36,13 @@ gather_half_kernel(const GatherHalf task, const T* from, const int32_t* pointers
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int first_cell = warp % task.token_warps * kWarpCells;
   const int strip = warp / task.token_warps;  // in the block
-  const char* mine[kFragments];  // of each fragment, the half whose rows this lane names to ldmatrix
+  uint32_t mine[kFragments];  // of each fragment, the half whose rows this lane names to ldmatrix
   {
     const Place place = place_of(tiles, rest % tiles.count(), out_class, kCell);
     fill_table(tiles, task.from, place, kCell, table);
     SK_UNROLL
     for (int i = 0; i < kFragments; ++i) {
-      mine[i] = tile + token_cell(tiles, place, first_cell + 2 * i + lane / 8 % 2, kCell).cell * 16;
+      mine[i] = shared_address(tile) + token_cell(tiles, place, first_cell + 2 * i + lane / 8 % 2, kCell).cell * 16;
     }
     if (strip == 0 && lane < kWarpCells) {
       const TokenCell token = token_cell(tiles, place, first_cell + lane, kCell);

@@ -14,7 +14,7 @@ namespace sparsekern::cuda {
 // Warps of a block at most, two blocks to a processor; a warp has one strip of rows and as many cells of 8 tokens.
 inline constexpr int kGatherHalfWarps = 12, kWarpCells = 8;
 // One block to a processor, whose warps have as many groups of slots each.
-inline constexpr int kInnerHalfWarps = 12, kWarpGroups = 16;
+inline constexpr int kInnerHalfWarps = 12, kWarpGroups = 14;
 
 // How blocks share the work, and where the results go, in elements.
 struct GatherHalf {
@@ -49,7 +49,7 @@ struct InnerHalf {
   int rows, row_groups, group_channels;
   int block_rows;
   int chunk_planes, chunks;
-  int warps;
+  int warps, unit_warps;
   int items, slices;
   int64_t groups;  // that there is memory of
   Strides from, grad_from;
@@ -57,9 +57,11 @@ struct InnerHalf {
   SK_HOST_DEVICE int row_blocks() const { return (rows + block_rows - 1) / block_rows; }
   SK_HOST_DEVICE int slot_blocks() const { return row_blocks() * block_rows / kBlock; }
   SK_HOST_DEVICE int steps() const { return (grad.token_cells() + 3) / 4; }
+  SK_HOST_DEVICE size_t sum_bytes() const { return sizeof(float) * warps * kWarpGroups * kGroup; }
   size_t shared_bytes() const {
-    return table_bytes(x) + table_bytes(grad) + (size_t{16} * steps() + 127) / 128 * 128 + 128 +
-           size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
+    const size_t tiles = size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
+    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) +
+           (size_t{16} * steps() + 127) / 128 * 128 + 128;
   }
 };
 

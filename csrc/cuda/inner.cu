@@ -45,7 +45,8 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
   const int planes_left = (end_channel - first_channel) * task.x.classes() - first_plane;
   const int planes = planes_left < task.chunk_planes ? planes_left : task.chunk_planes;
 
-  const int part = threadIdx.x / kLanes, parts = blockDim.x / kLanes, lane = threadIdx.x % kLanes;
+  const int unit_threads = task.unit_warps * kWarp, token_part = threadIdx.x / unit_threads;
+  const int part = threadIdx.x % unit_threads / kLanes, parts = unit_threads / kLanes, lane = threadIdx.x % kLanes;
   float sums[kUnits][kUnitEdges];
   Words4 cells[kUnits];
   int row_at[kUnits];  // the unit's row of the gradient's tile, in bytes; -1: there is no such unit
@@ -80,7 +81,7 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
     copy_async_wait<0>();
     sync_block();
     SK_NO_UNROLL
-    for (int step = 0; step < steps; ++step) {
+    for (int step = token_part; step < steps; step += task.warps / task.unit_warps) {
       const int start = starts[step * kLanes + lane];
       if (start < 0) continue;
       const char* const mine = x_tile + start;
@@ -103,9 +104,12 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
   }
 
   // Each exchange halves the edges that a lane has sums of, until it has one of all eight lanes.
+  sync_block();
+  float* const added = reinterpret_cast<float*>(x_tile);
   SK_UNROLL
   for (int u = 0; u < kUnits; ++u) {
-    if (first_unit + static_cast<int>(u * parts + threadIdx.x / kWarp * (kWarp / kLanes)) >= end_unit) continue;
+    // A whole warp without such units.
+    if (first_unit + static_cast<int>(u * parts + part / (kWarp / kLanes) * (kWarp / kLanes)) >= end_unit) continue;
     float four[4], two[2];
     SK_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -118,9 +122,19 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
       two[i] = keep + shuffle_xor(give, 2);
     }
     const float keep = lane & 1 ? two[1] : two[0], give = lane & 1 ? two[0] : two[1];
-    const float sum = keep + shuffle_xor(give, 1);
+    added[u * blockDim.x + threadIdx.x] = keep + shuffle_xor(give, 1);
+  }
+  sync_block();
+  if (token_part != 0) return;
+  SK_UNROLL
+  for (int u = 0; u < kUnits; ++u) {
     const int unit = first_unit + u * parts + part;
-    if (unit < end_unit) partial[(blockIdx.y * task.units + unit) * kUnitEdges + lane] = sum;
+    if (unit >= end_unit) continue;
+    float sum = 0;
+    for (unsigned thread = threadIdx.x; thread < blockDim.x; thread += unit_threads) {
+      sum += added[u * blockDim.x + thread];
+    }
+    partial[(blockIdx.y * task.units + unit) * kUnitEdges + lane] = sum;
   }
 }
 

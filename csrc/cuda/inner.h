@@ -21,6 +21,7 @@ struct Inner {
   int block_rows;
   int chunk_planes, chunks;
   int warps;
+  int unit_warps;  // of them that have units of their own; the others have the same ones, and other tokens of each tile
   int items;   // at most: pieces of work that fill a block with units
   int slices;  // of the tokens' tiles
   int64_t units;  // that there is memory of
@@ -28,9 +29,11 @@ struct Inner {
 
   // Cells of tokens, a multiple of what shared memory serves at once.
   SK_HOST_DEVICE int steps() const { return (grad.token_cells() + 7) / 8; }
+  // Sums of all warps, where the tiles were: those of the same units are added up there.
+  SK_HOST_DEVICE size_t sum_bytes() const { return sizeof(float) * warps * 32 * kLaneUnits; }
   size_t shared_bytes() const {
-    return table_bytes(x) + table_bytes(grad) + (size_t{32} * steps() + 127) / 128 * 128 +
-           size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
+    const size_t tiles = size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
+    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) + (size_t{32} * steps() + 127) / 128 * 128;
   }
   SK_HOST_DEVICE int row_blocks() const { return (rows + block_rows - 1) / block_rows; }
 };

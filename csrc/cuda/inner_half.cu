@@ -39,7 +39,8 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
   const int planes = planes_left < task.chunk_planes ? planes_left : task.chunk_planes;
 
   // A warp's groups are adjacent: mostly of one block of rows, whose gradients it then loads once.
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp % task.unit_warps, token_part = threadIdx.x / kWarp / task.unit_warps;
+  const int lane = threadIdx.x % kWarp;
   const int warp_group = first_group + warp * kWarpGroups;
   const int groups = end_group - warp_group < kWarpGroups ? end_group - warp_group : kWarpGroups;
   const int named = memory_of(lane % 16);                              // the slot whose row this lane names to ldmatrix
@@ -63,6 +64,7 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
   // Where in a row block's gradients the row is that this lane names.
   const int grad_pitch = task.grad.plane_pitch * 16;
   const int place = lane % 8;
+  const uint32_t x_at = shared_address(x_tile), grad_at = shared_address(grad_tile), zeros_at = shared_address(zeros);
 
   const int64_t tiles = task.x.count();
   const int64_t first_tile = tiles * blockIdx.y / task.slices, end_tile = tiles * (blockIdx.y + 1) / task.slices;
@@ -85,7 +87,7 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
     copy_async_wait<0>();
     sync_block();
     SK_NO_UNROLL
-    for (int step = 0; step < steps; ++step) {
+    for (int step = token_part; step < steps; step += task.warps / task.unit_warps) {
       const int start[2] = {starts[step * kCells + half], starts[step * kCells + 2 + half]};
       const int grad_cell = step * kCells + lane / 8;
       const bool grad_exists = starts[grad_cell] >= 0;
@@ -96,15 +98,15 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
         const uint32_t list = offsets[q] >> 17;
         if (list != current) {
           current = list;
-          const int64_t row = major_of(list, place);
+          const int row = static_cast<int>(major_of(list, place));
           const bool exists = grad_exists && row < rows;
-          load_matrices(gradients, exists ? grad_tile + row * grad_pitch + grad_cell * 16 : zeros);
+          load_matrices(gradients, exists ? grad_at + row * grad_pitch + grad_cell * 16 : zeros_at);
         }
-        const char* const mine = x_tile + (offsets[q] & 0x1ffff);
+        const uint32_t mine = x_at + (offsets[q] & 0x1ffff);
         SK_UNROLL
         for (int k = 0; k < 2; ++k) {
           uint32_t tokens[4];
-          load_matrices(tokens, start[k] >= 0 ? mine + start[k] : zeros);
+          load_matrices(tokens, start[k] >= 0 ? mine + start[k] : zeros_at);
           const uint32_t values[2] = {gradients[2 * k], gradients[2 * k + 1]};
           multiply_add<T>(sums[q], tokens, values);
         }
@@ -112,20 +114,29 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
     }
   }
 
-  // Of the 8 rows that a slot was multiplied with, its own.
+  // Of the 8 rows that a slot was multiplied with, its own. Warps with the same groups add up their sums.
+  sync_block();
+  float* const added = reinterpret_cast<float*>(x_tile);
   SK_UNROLL
   for (int q = 0; q < kWarpGroups; ++q) {
     if (q >= groups) continue;
-    const int64_t group = static_cast<int64_t>(warp_group + q) * kGroup;
     SK_UNROLL
     for (int upper = 0; upper < 2; ++upper) {
       const int slot = memory_of(lane / 4 + upper * 8);
-      const int own = load_constant(places + group + slot) >> kPlaceShift;
+      const int own = load_constant(places + static_cast<int64_t>(warp_group + q) * kGroup + slot) >> kPlaceShift;
       if (own / 2 == lane % 4) {
-        partial[blockIdx.y * task.groups * kGroup + group + slot] =
+        added[(threadIdx.x / kWarp * kWarpGroups + q) * kGroup + slot] =
             own % 2 ? sums[q][2 * upper + 1] : sums[q][2 * upper];
       }
     }
+  }
+  sync_block();
+  const int slots = (end_group - first_group) * kGroup, apart = task.unit_warps * kWarpGroups * kGroup;
+  SK_NO_UNROLL
+  for (int slot = threadIdx.x; slot < slots; slot += blockDim.x) {
+    float sum = 0;
+    for (int at = slot; at < task.warps * kWarpGroups * kGroup; at += apart) sum += added[at];
+    partial[(blockIdx.y * task.groups + first_group) * kGroup + slot] = sum;
   }
 }
 

@@ -49,9 +49,9 @@ void bind_tiles(py::module_& m) {
       .def_property_readonly("shared_bytes", &Gather::shared_bytes)
       .def_property_readonly("blocks", &Gather::blocks);
   py::class_<Inner>(m, "Inner", "How blocks share a weight's gradient: csrc/cuda/inner.h names the numbers.")
-      .def(py::init([](const Tiles& x, const Tiles& grad, const std::array<int, 9>& n, int64_t units,
+      .def(py::init([](const Tiles& x, const Tiles& grad, const std::array<int, 10>& n, int64_t units,
                        const std::array<int64_t, 5>& from, const std::array<int64_t, 5>& grad_from) {
-        return Inner{x, grad, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], units, strides_of(from),
+        return Inner{x, grad, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], units, strides_of(from),
                      strides_of(grad_from)};
       }))
       .def_property_readonly("shared_bytes", &Inner::shared_bytes);
@@ -64,9 +64,9 @@ void bind_tiles(py::module_& m) {
       .def_property_readonly("shared_bytes", &GatherHalf::shared_bytes)
       .def_property_readonly("blocks", &GatherHalf::blocks);
   py::class_<InnerHalf>(m, "InnerHalf", "As Inner: csrc/cuda/gather_half.h names the numbers.")
-      .def(py::init([](const Tiles& x, const Tiles& grad, const std::array<int, 9>& n, int64_t groups,
+      .def(py::init([](const Tiles& x, const Tiles& grad, const std::array<int, 10>& n, int64_t groups,
                        const std::array<int64_t, 5>& from, const std::array<int64_t, 5>& grad_from) {
-        return InnerHalf{x, grad, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], groups, strides_of(from),
+        return InnerHalf{x, grad, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], groups, strides_of(from),
                          strides_of(grad_from)};
       }))
       .def_property_readonly("shared_bytes", &InnerHalf::shared_bytes);

@@ -38,6 +38,7 @@ class InnerPlan:
     chunk_planes: int
     chunks: int
     warps: int
+    unit_warps: int  # with units of their own; the others have the same ones, and other tokens
     slices: int
 
     @property
@@ -54,7 +55,7 @@ class InnerPlan:
 
     @property
     def block_units(self) -> int:
-        return self.warps * int(kernels().WARP_GROUPS if self.half else _PARTS * kernels().LANE_UNITS)
+        return self.unit_warps * int(kernels().WARP_GROUPS if self.half else _PARTS * kernels().LANE_UNITS)
 
     @property
     def unit_edges(self) -> int:
@@ -73,7 +74,7 @@ class InnerPlan:
 
     def numbers(self) -> tuple[int, ...]:
         shape = self.shape
-        split = self.block_rows, self.chunk_planes, self.chunks, self.warps, self.items, self.slices
+        split = self.block_rows, self.chunk_planes, self.chunks, self.warps, self.unit_warps, self.items, self.slices
         return shape.out_channels, shape.groups, shape.channels // shape.groups, *split
 
 
@@ -95,13 +96,17 @@ def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors
     """The plan for the values' gradient of a layer of this shape; None where no tile fits into shared memory.
 
     Blocks share out edges first, then tokens: each slice of them has sums of its own, added up afterwards. These are
-    kept from coming to the size of the dense weight, so that small layers have smaller blocks instead.
+    kept from coming to the size of the dense weight, so that small layers have fewer edges a block instead, whose warps
+    share the tokens.
     """
-    warps = kernels().INNER_HALF_WARPS if half else kernels().INNER_WARPS
+    warps = unit_warps = kernels().INNER_HALF_WARPS if half else kernels().INNER_WARPS
     dense = shape.out_channels * shape.channels // shape.groups * shape.taps
+    # Their sums meet in shared memory at the end.
+    while warps > 1 and 2 * warps * _sum_bytes(half) > shared_bytes:
+        warps = unit_warps = warps // 2
     found = None
-    while warps >= 2:
-        best = _best_plan(shape, half, nnz, shared_bytes, warps)
+    while unit_warps:
+        best = _best_plan(shape, half, nnz, shared_bytes, warps, unit_warps)
         if best is None:
             return found
         partial = max(dense // 2, 3 * nnz)
@@ -110,11 +115,16 @@ def plan_inner(shape: Shape, half: bool, nnz: int, shared_bytes: int, processors
         found = replace(best, slices=slices)
         if best.items * slices >= processors:
             break
-        warps //= 2
+        unit_warps //= 2
     return found
 
 
-def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int) -> InnerPlan | None:
+def _sum_bytes(half: bool) -> int:
+    """Of a warp's sums."""
+    return 4 * (kernels().WARP_GROUPS * GROUP if half else 32 * kernels().LANE_UNITS)
+
+
+def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int, unit_warps: int) -> InnerPlan | None:
     rows = shape.out_channels
     group_channels = shape.channels // shape.groups
     density = nnz / max(1, rows * group_channels * shape.taps)
@@ -122,7 +132,8 @@ def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int
     elements, unit_rows, step_cells = (8, BLOCK, 4) if half else (4, 1, 8)
     most_cells = MOST_MINORS if half else 1 << 16
     best: tuple[float, InnerPlan] | None = None
-    for tokens in (32, 64, 128, 256):
+    parts = warps // unit_warps  # that a tile's tokens are dealt to
+    for tokens in (32, 64, 128, 256, 512):
         if tokens > 32 and tokens >= 2 * tokens_in_all:
             break
         for block_rows in (16, 32, 64, 128, 256, 512):
@@ -133,7 +144,7 @@ def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int
             tile = best_tile(shape, False, tokens, elements, reuse, half)
             of_outputs = tile.of_outputs()
             planes = spanned_groups(rows, shape.groups, block_rows) * group_channels * tile.classes
-            plan = InnerPlan(shape, tile, nnz, block_rows, 1, 1, warps, 1)
+            plan = InnerPlan(shape, tile, nnz, block_rows, 1, 1, warps, unit_warps, 1)
             fixed = tile.table_bytes + of_outputs.table_bytes + 256
             fixed += 4 * step_cells * ceil_div(tile.token_cells, step_cells) + block_rows * of_outputs.plane_bytes
             fitting = min((shared_bytes - fixed) // tile.plane_bytes, most_cells // tile.pitches[3], planes)
@@ -142,13 +153,15 @@ def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int
             edges = density * shape.taps / tile.classes * unit_rows  # of a list and a plane
             held = int((plan.block_units * _FILLED / lists - 0.5) * plan.unit_edges / max(edges, 1e-9))
             fitting = min(fitting, max(1, held))
-            if fitting < 1:
+            if fitting < 1 or fixed + warps * _sum_bytes(half) > shared_bytes:
                 continue
             chunks = ceil_div(planes, fitting)
             chunk_planes = ceil_div(planes, chunks)
             units = lists * (chunk_planes * edges / plan.unit_edges + 0.5)
             copies = (chunk_planes * tile.plane_cells + used * of_outputs.plane_cells) * elements
-            clocks = copies / _COPIES[elements] + units * plan.unit_edges * tokens / _PRODUCTS[elements]
+            steps = ceil_div(tile.token_cells, step_cells)
+            idle = ceil_div(steps, parts) * parts / steps
+            clocks = copies / _COPIES[elements] + idle * units * plan.unit_edges * tokens / _PRODUCTS[elements]
             cost = clocks * tile.count * chunks * ceil_div(rows, block_rows)
             if best is None or cost < best[0]:
                 best = cost, replace(plan, chunk_planes=chunk_planes, chunks=chunks)
