@@ -1,5 +1,5 @@
-"""The CUDA kernels: run on the CPU, over csrc/cuda/emulation and under AddressSanitizer, compiled for GPUs that need not
-be there, and run on one that is.
+"""The CUDA kernels: run on the CPU, over csrc/cuda/emulation and under AddressSanitizer, compiled for GPUs that need
+not be there, and run on one that is.
 """
 
 import os
@@ -22,15 +22,8 @@ sanitized = pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ 
 def run(environment):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARSEKERN_")}
     path = os.pathsep.join([str(TESTS.parent), inherited.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--capture=sys",
-        str(TESTS / "running_cuda.py"),
-    ]
+    tests = [str(TESTS / name) for name in ("running_cuda.py", "running_cuda_tiles.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
     process = subprocess.run(
         command, env={**inherited, "PYTHONPATH": path, **environment}, cwd=TESTS.parent, capture_output=True, text=True
     )

@@ -13,6 +13,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_tiles(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
 
 }  // namespace sparsekern::cuda

@@ -8,21 +8,23 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cuda/host_device.h"
+
 #ifdef __CUDACC__
 
 #define SK_DEVICE __device__ __forceinline__
-#define SK_HOST_DEVICE __host__ __device__ __forceinline__
 #define SK_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define SK_UNROLL _Pragma("unroll")
+#define SK_NO_UNROLL _Pragma("unroll 1")
 
 #else
 
 #include "cuda/emulation/block.h"
 
 #define SK_DEVICE inline
-#define SK_HOST_DEVICE inline
 #define SK_KERNEL(threads, blocks) void
 #define SK_UNROLL
+#define SK_NO_UNROLL
 
 #define threadIdx (::sparsekern::emulation::thread_index())
 #define blockIdx (::sparsekern::emulation::block_index())

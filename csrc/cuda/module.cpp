@@ -24,6 +24,7 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
                         int64_t padded_rows, size_t element_bytes) {
     transpose(queue, pointer(from), rows, columns, stride, pointer(to), padded_rows, element_bytes);
   });
+  bind_tiles(m);
   m.def("shared_bytes", [](const Queue& queue) { return shared_bytes_of(queue); }, "Shared memory of one block.");
   m.def("processors", [](const Queue& queue) { return processors_of(queue); });
   bind_linear(m);

@@ -48,6 +48,8 @@ inline f16 narrow<f16>(float value) {
 inline uint32_t float_bits(float value) { return emulated::float_to_bits(value); }
 inline float bits_float(uint32_t bits) { return emulated::bits_to_float(bits); }
 
+inline uint32_t opaque(uint32_t bits) { return bits; }
+
 inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
   uint32_t picked = 0;

@@ -12,9 +12,8 @@ from sparsekern.backends.cuda.linear import (
     linear_direct,
     linear_input_grad,
     linear_weight_grad,
-    other,
-    serves,
 )
+from sparsekern.backends.cuda.served import other, serves
 
 __all__ = [
     "conv2d",

@@ -1,24 +1,24 @@
-"""The linear products in float16 and bfloat16. Arguments were checked by the operators; signatures are the reference's.
+"""The linear products; those in float16 and bfloat16 are here. Arguments were checked by the operators; signatures are
+the reference's.
 
 Forward is a sum along the rows of W, the input's gradient one along its columns: the same kernel, on the slots of the
 edges by row and by column. The values' gradient goes by column as well. Everything else is Triton's or the reference's.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sparsekern.backends import reference, triton
+from sparsekern.backends import reference
+from sparsekern.backends.cuda import linear_float32
 from sparsekern.backends.cuda.activations import ByFeature, by_feature
 from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
-from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
+from sparsekern.backends.cuda.extension import kernels, queue_of
+from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
 
-_DTYPES = (torch.bfloat16, torch.float16)
 _MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
 # At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
 # than one edge each: a gather from memory moves less.
@@ -28,29 +28,13 @@ _MOST_SPLITS = 16  # of the tokens, each with sums of its own
 linear_direct = reference.linear_direct
 
 
-@cache
-def _new_enough(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def serves(product: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a product ("linear", "conv2d") of such activations has a kernel here; :func:`other` has the rest."""
-    if product != "linear" or dtype not in _DTYPES:
-        return False
-    return is_emulated() if device.type == "cpu" else _new_enough(device)
-
-
-def other(product: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
-    """The backend of what has no kernel here: Triton where that serves, else the reference."""
-    usable = device.type == "cuda" and find_spec("triton") is not None
-    return triton if usable and triton.serves(product, dtype, device) else reference
-
-
 def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | None:
     """The backend that is to compute with these activations and this matrix instead, or None."""
     nnz, columns = row.numel(), ccol.numel() - 1
     if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) >= _MOST:
         return other("linear", x.dtype, x.device)
+    if x.dtype == torch.float32:
+        return linear_float32
     if nnz < _LEAST_DENSITY * rows * columns:
         backend = other("linear", x.dtype, x.device)
         return backend if backend is not reference else None

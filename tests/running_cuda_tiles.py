@@ -1,0 +1,232 @@
+"""Run by test_cuda.py in a process of its own: the products over tiles (conv2d, and linear in float32) against their
+twins."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_conv2d_kernels import Problem, assert_near, random_problem
+
+from sparsekern.backends import cuda, reference
+from sparsekern.backends.cuda import gather, inner
+from sparsekern.backends.cuda.extension import kernels
+from sparsekern.backends.cuda.linear import linear, linear_backward
+from sparsekern.backends.cuda.products import Operand, sum_plan
+from sparsekern.backends.cuda.tiles import Shape
+
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
+
+HALVES = [torch.bfloat16, torch.float16]
+FLOATS = [torch.float32, *HALVES]
+LITTLE = 9000  # bytes of shared memory: chunks of few channels, and tiles of few tokens
+MUCH = 227 * 1024
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    yield
+    kernels().emulate()
+
+
+def check(problem, backend=cuda):
+    expected = problem.results(reference)
+    for name, result in problem.results(backend).items():
+        assert result.dtype == expected[name].dtype, name
+        assert result.shape == expected[name].shape, name
+        assert result.is_contiguous(), name
+        assert_near(result, expected[name], f"{name} of {problem}")
+
+
+# Kernel, stride, padding, dilation, groups, (N, C, H, W), O
+NAMED = {
+    "3x3": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (16, 4, 5, 6), 5),
+    "more images than a tile's": ((3, 1), (1, 1), (1, 0), (1, 1), 1, (33, 3, 4, 2), 9),
+    "one pixel": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (19, 6, 1, 1), 5),
+    "stride 2 odd": ((3, 3), (2, 2), (1, 1), (1, 1), 1, (15, 4, 7, 5), 6),
+    "stride over kernel": ((2, 1), (3, 4), (0, 0), (1, 1), 1, (9, 3, 7, 9), 4),
+    "1x1 stride 2": ((1, 1), (2, 2), (0, 0), (1, 1), 1, (17, 4, 4, 5), 8),
+    "1x1": ((1, 1), (1, 1), (0, 0), (1, 1), 2, (3, 8, 5, 7), 6),
+    "7x7": ((7, 7), (2, 2), (3, 3), (1, 1), 1, (1, 2, 11, 12), 3),
+    "depthwise": ((3, 3), (1, 1), (1, 1), (1, 1), 12, (10, 12, 4, 4), 24),
+    "groups over blocks": ((1, 1), (1, 1), (0, 0), (1, 1), 3, (16, 9, 2, 2), 150),
+    "dilation meets stride": ((3, 3), (2, 3), (2, 2), (2, 2), 1, (16, 2, 7, 8), 4),
+    "dilated far": ((3, 3), (1, 1), (9, 9), (9, 9), 1, (2, 2, 10, 11), 4),
+    "even": ((4, 2), (1, 1), (2, 1), (1, 1), 1, (8, 3, 5, 5), 6),
+    "padding beyond kernel": ((2, 2), (1, 1), (5, 4), (1, 1), 1, (8, 3, 3, 3), 4),
+    "few images": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 3, 6, 21), 5),
+    "few images, stride": ((3, 5), (2, 2), (1, 2), (1, 1), 1, (1, 3, 9, 19), 5),
+    "wide": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 2, 3, 150), 4),
+    "no image": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (0, 8, 6, 6), 8),
+}
+
+
+def named_problem(name, dtype=torch.float32, density=0.3, **options):
+    torch.manual_seed(0)
+    *geometry, shape, out_channels = NAMED[name]
+    return Problem(torch.randn(shape).to(dtype), out_channels, geometry, density, **options)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_conv2d(name):
+    for order, dtype in enumerate(FLOATS):
+        kernels().emulate(order_seed=order, shared_bytes=MUCH if order % 2 else LITTLE)
+        check(named_problem(name, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_conv2d_of_random_geometries(dtype):
+    for seed in range(8):
+        kernels().emulate(order_seed=seed, shared_bytes=LITTLE if seed % 2 else MUCH)
+        problem = random_problem(100 * FLOATS.index(dtype) + seed, dtype, max_batch=11)
+        if problem.grad.numel() + problem.x.numel() < 20_000:
+            check(problem)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("density", [0.0, 0.03, 1.0])
+def test_densities(density, dtype):
+    check(named_problem("stride 2 odd", dtype, density))
+
+
+def test_half_activations_with_float32_values_and_int64_pointers():
+    check(named_problem("3x3", torch.bfloat16, w_dtype=torch.float32, index=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["stride 2 odd", "few images"])
+def test_results_depend_on_neither_order_nor_strides(name, dtype):
+    problem = named_problem(name, dtype)
+    expected = problem.results(cuda)
+    plain = problem.x, problem.grad
+    kernels().emulate(order_seed=7)
+    spread = [torch.full((*t.shape, 2), torch.nan, dtype=dtype)[..., 0].copy_(t) for t in plain]
+    last = [t.contiguous(memory_format=torch.channels_last) for t in plain]
+    swapped = [t.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2) for t in plain]
+    for problem.x, problem.grad in (plain, spread, last, swapped):
+        for result, value in problem.results(cuda).items():
+            assert torch.equal(value, expected[result]), result
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(9, 3, 6, 6), (2, 3, 6, 22)])
+def test_only_what_edges_join_is_read(shape, dtype):
+    """The last line and row of the images meet no output, nor do the second channel and the third row of W."""
+    torch.manual_seed(1)
+    problem = Problem(torch.randn(shape).to(dtype), 4, ((1, 1), (2, 2), (0, 0), (1, 1), 1), 1.0)
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[2], mask[:, 1] = False, False
+    problem = restricted(problem, mask)
+    expected = problem.results(cuda)
+    problem.x[:, 1], problem.x[:, :, 1::2], problem.x[:, :, :, 1::2] = torch.nan, torch.inf, torch.nan
+    problem.grad[:, 2] = torch.nan
+    for name, value in problem.results(cuda).items():
+        if name != "dbias":
+            assert torch.equal(value, expected[name]), name
+
+
+def restricted(problem, mask):
+    """The problem with these edges, by a mask of W."""
+    cols, rows = mask.t().nonzero(as_tuple=True)
+    csr_rows, csr_cols = mask.nonzero(as_tuple=True)
+    number = torch.zeros(mask.shape, dtype=torch.int64)
+    number[rows, cols] = torch.arange(rows.numel())
+    problem.row, problem.col, problem.perm = rows.int(), csr_cols.int(), number[csr_rows, csr_cols].int()
+    problem.ccol = F.pad(mask.sum(0).cumsum(0), (1, 0)).int()
+    problem.crow = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+    problem.w = torch.randn(rows.numel()).to(problem.w.dtype)
+    return problem
+
+
+class Matrices:
+    """A float32 linear layer's operands, as a 1x1 convolution's topology has them."""
+
+    def __init__(self, tokens, columns, rows, density):
+        torch.manual_seed(tokens)
+        problem = Problem(torch.randn(1, columns, 1, 1), rows, ((1, 1), (1, 1), (0, 0), (1, 1), 1), density)
+        self.csc, self.csr = (problem.ccol, problem.row), (problem.crow, problem.col, problem.perm)
+        self.w, self.bias = problem.w, problem.bias
+        self.x, self.grad = torch.randn(tokens, columns), torch.randn(tokens, rows)
+
+    def results(self, products):
+        y = products.linear(self.x, self.w, self.bias, *self.csc, *self.csr)
+        return y, *products.linear_backward(self.grad, self.x, self.w, *self.csc, torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (33, 70, 45), (130, 20, 200), (17, 300, 9), (0, 4, 4), (5, 6, 1)])
+def test_linear_in_float32(shape):
+    for seed, density in enumerate((0.0, 0.1, 1.0)):
+        kernels().emulate(order_seed=seed, shared_bytes=LITTLE if seed == 1 else MUCH)
+        operands = Matrices(*shape, density)
+        for value, expected in zip(operands.results(cuda), operands.results(reference), strict=True):
+            assert value.is_contiguous()
+            assert value.shape == expected.shape
+            assert_near(value, expected, str(shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_linear_without_rows_or_columns(shape):
+    rows, columns = shape
+    empty = torch.zeros(0, dtype=torch.int32)
+    csc = torch.zeros(columns + 1, dtype=torch.int32), empty
+    y = linear(torch.ones(3, columns), torch.ones(0), torch.ones(rows), *csc, torch.zeros(rows + 1).int(), empty, empty)
+    assert torch.equal(y, torch.ones(3, rows))
+    dx, dw, _ = linear_backward(torch.ones(3, rows), torch.ones(3, columns), torch.ones(0), *csc, None)
+    assert torch.equal(dx, torch.zeros(3, columns))
+    assert dw.shape == (0,)
+
+
+def test_layouts_are_kept_and_follow_a_topology_that_changes():
+    problem = named_problem("3x3", torch.bfloat16)
+    check(problem)
+    made = []
+    operand = Operand(problem.x)
+    shape = Shape(16, 4, (5, 6), 5, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    plan = sum_plan(shape, False, problem.row, operand)
+    for _ in range(2):
+        gather.kept_layout(problem.ccol, problem.row, plan, lambda: made.append(1))
+    assert made == []
+    problem.row.copy_(problem.row.flip(0).sort().values)  # counts a version, and nothing is kept of the last one
+    gather.kept_layout(problem.ccol, problem.row, plan, lambda: made.append(1))
+    assert made == [1]
+
+
+LAYERS = [
+    Shape(4096, 4096, (1, 1), 4096, (1, 1)),
+    Shape(8, 4096, (1, 1), 1000, (1, 1)),
+    Shape(256, 64, (56, 56), 64, (56, 56), (3, 3), padding=(1, 1)),
+    Shape(256, 256, (56, 56), 512, (28, 28), stride=(2, 2)),
+    Shape(256, 3, (224, 224), 64, (112, 112), (7, 7), (2, 2), (3, 3)),
+    Shape(1, 512, (7, 7), 512, (7, 7), (3, 3), padding=(1, 1)),
+    Shape(64, 3, (224, 224), 768, (14, 14), (16, 16), (16, 16)),
+    Shape(128, 512, (14, 14), 512, (14, 14), (3, 3), padding=(1, 1), groups=512),
+    Shape(4, 256, (65, 65), 256, (65, 65), (3, 3), padding=(12, 12), dilation=(12, 12)),
+]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shape", LAYERS)
+def test_plans_of_networks_fit_their_gpus(shape, half):
+    weights = shape.out_channels * shape.channels // shape.groups * shape.taps
+    strides = (1, 1, 1, 1, shape.batch)
+    for shared_bytes, processors in ((163 * 1024, 108), (MUCH, 132)):
+        for nnz in (weights // 100, weights // 10, weights):
+            for back in (False, True):
+                plan = gather.plan_gather(shape, back, half, nnz, shared_bytes, processors)
+                kind = kernels().GatherHalf if half else kernels().Gather
+                task = kind(plan.tile.kernel_argument(), plan.numbers(), strides, (1, 1, 1, 1))
+                assert task.shared_bytes <= shared_bytes
+                assert task.blocks == plan.blocks < 2**31
+                assert plan.chunk_planes * plan.tile.pitches[3] <= 8192 or not half
+            plan = inner.plan_inner(shape, half, nnz, shared_bytes, processors)
+            kind = kernels().InnerHalf if half else kernels().Inner
+            tiles = plan.tile.kernel_argument(), plan.tile.of_outputs().kernel_argument()
+            task = kind(*tiles, plan.numbers(), plan.units, strides, strides)
+            assert task.shared_bytes <= shared_bytes
+            assert plan.slices == 1 or plan.slices * plan.units * plan.unit_edges <= max(weights // 2, 3 * nnz)
+
+
+def test_a_kernel_of_more_taps_than_shared_memory_holds_goes_elsewhere():
+    kernels().emulate(shared_bytes=2500)
+    problem = Problem(torch.randn(2, 1, 30, 30), 1, ((23, 23), (1, 1), (0, 0), (1, 1), 1), 0.1)
+    shape = Shape(2, 1, (30, 30), 1, (8, 8), (23, 23))
+    assert sum_plan(shape, False, problem.row, Operand(problem.x)) is None
+    check(problem)
