@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern.backends.topology.numbers import read_floats
 from sparsekern.growth.base import Growth, LayerUpdate
 from sparsekern.nn.layer import SparseLayer
 
@@ -59,7 +60,7 @@ class Observer:
         rows = observer.step()  # in the place of growth.step(); empty but for updates
 
     Steps between updates cost nothing. From the first update on it keeps one byte an edge, on the layer's device; an
-    update costs O(rows + columns + nnz) more a layer, and one copy of 14 numbers a layer from the device.
+    update costs O(rows + columns + nnz) more a layer, and a copy of 14 numbers a layer from the device, all at once.
 
     Args:
         growth: of the topology; it must be stepped through the observer alone.
@@ -96,9 +97,8 @@ class Observer:
         if not updates:
             return []
         self.seconds = seconds
-        return [
-            self._observe(update, before[update.layer], moved[update.layer], norms[update.layer]) for update in updates
-        ]
+        figures = [self._figures(each, before[each.layer], moved[each.layer], norms[each.layer]) for each in updates]
+        return [self._told(update, numbers) for update, numbers in zip(updates, read_floats(figures), strict=True)]
 
     @property
     def nbytes(self) -> int:
@@ -136,17 +136,21 @@ class Observer:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-    def _observe(self, update: LayerUpdate, before: Tensor, moved: Tensor, norm: Tensor | None) -> ObservedUpdate:
-        layer = self.growth.layers[update.layer]
-        pattern = layer.pattern
+    def _figures(self, update: LayerUpdate, before: Tensor, moved: Tensor, norm: Tensor | None) -> Tensor:
+        """What is to be read of a layer, where it is; notes where its edges come from now."""
+        pattern = self.growth.layers[update.layer].pattern
         counts = [(before == _GROWN_LAST).sum(), (moved == _GROWN_LAST).sum(), (moved == _FIRST).sum()]
         figures = [*counts, *_spread(pattern.fan_in()), *_spread(pattern.fan_out())]
         if norm is not None:
             figures.append(norm)
-        grown, survivors, first, *rest = torch.stack([figure.double() for figure in figures]).tolist()
         if update.replaced:
             aged = torch.where(moved == _GROWN_LAST, _GROWN_BEFORE, moved)
             self._origins[update.layer] = torch.where(moved == _GROWN_NOW, _GROWN_LAST, aged).to(torch.int8)
+        return torch.stack([figure.double() for figure in figures])
+
+    def _told(self, update: LayerUpdate, numbers: list[float]) -> ObservedUpdate:
+        layer = self.growth.layers[update.layer]
+        grown, survivors, first, *rest = numbers
         fan_in, fan_out = rest[:5], rest[5:10]
         return ObservedUpdate(
             **vars(update),
@@ -156,7 +160,7 @@ class Observer:
             **_named("fan_out", layer.nnz / max(1, layer.matrix_shape[1]), fan_out),
             dead_rows=int(fan_in[4]),
             dead_columns=int(fan_out[4]),
-            grad_norm=rest[10] if norm is not None else None,
+            grad_norm=rest[10] if len(rest) > 10 else None,
         )
 
 

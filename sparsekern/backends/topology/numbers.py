@@ -29,3 +29,14 @@ def read(numbers: list[Number]) -> list[int]:
 def transferred(values: Tensor) -> list[int]:
     """(n,) integers on the host: the one place where an update waits for the device."""
     return [int(value) for value in values.cpu().tolist()]
+
+
+def read_floats(vectors: list[Tensor]) -> list[list[float]]:
+    """Several (n,) float64 tensors on the host, with one transfer for each device that holds some."""
+    known: list[list[float]] = [[] for _ in vectors]
+    for device in {vector.device for vector in vectors}:
+        mine = [place for place, vector in enumerate(vectors) if vector.device == device]
+        values = torch.cat([vectors[place] for place in mine]).cpu()
+        for place, part in zip(mine, values.split([vectors[place].numel() for place in mine]), strict=True):
+            known[place] = part.tolist()
+    return known
