@@ -125,8 +125,8 @@ def test_what_is_wrong_is_told_in_the_same_words():
 def test_selection_is_the_same_bit_for_bit(dtype):
     for size in (0, 1, 2, 63, 64, 65, 1000, 5000):
         values = torch.randint(-6, 7, (size,), generator=generator(size)).to(dtype) / 4
-        for few in (math.nan, math.inf, -math.inf, -0.0, 1e-7):
-            values[torch.randint(max(1, size), (size // 9,), generator=generator())] = few
+        for seed, few in enumerate((math.nan, math.inf, -math.inf, -0.0, 1e-7)):
+            values[torch.randint(max(1, size), (size // 9,), generator=generator(seed))] = few
         for largest, count in itertools.product((True, False), {0, min(1, size), size // 3, size}):
             marks = bools(cpu.mark_by_magnitude(values, count, largest=largest), size)
             assert torch.equal(reference.mark_by_magnitude(values, count, largest=largest), marks)
@@ -246,12 +246,20 @@ def test_sums_unfold_nothing():
 # -- draws
 
 
-@pytest.mark.parametrize("layer_name", ["linear", "strided, padded", "groups"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "layer_name"),
+    [
+        ("uniform", "linear"),
+        ("grabo", "linear"),
+        ("grabo", "groups"),
+        ("graest", "strided, padded"),
+        ("graest", "groups"),
+    ],
+)
 def test_candidates_follow_their_distribution(sampler, layer_name):
     layer, x, grad = problem(layer_name)
     with sparsekern.backend("reference"):
-        counts = first_draws(SAMPLERS[sampler], layer, x, grad, draws=400)
+        counts = first_draws(SAMPLERS[sampler], layer, x, grad, draws=300)
     assert chi_square(counts, expected(sampler, layer, x, grad)) < 4.5
     other = "grabo" if sampler == "uniform" else "uniform"
     assert chi_square(counts, expected(other, layer, x, grad)) > 5
@@ -264,7 +272,7 @@ def test_sets_are_drawn_without_replacement():
     weights = (rows[:, None] * cols).double()
     weights[1, 2] = 0
     probabilities = (weights / weights.sum()).flatten().numpy()
-    draws = 600
+    draws = 400
     with sparsekern.backend("reference"):
         rng, mine = np.random.default_rng(0), generator()
         ours, theirs, sets = np.zeros(6), np.zeros(6), {}
@@ -368,8 +376,8 @@ def test_same_seed_same_draw_and_others_else():
 
 
 def test_large_matrices():
-    """Keys beyond 2**32, memory of the size of the edges: 2**20 x 2**20 places would be a tebibyte of bytes."""
-    shape, nnz = (2**20, 2**20), 100_000
+    """Keys beyond 2**32, memory of the size of the edges: a bool for each place would be 64 GiB."""
+    shape, nnz = (2**18, 2**18), 60_000
     largest = 0
 
     class Sizes(NoWait):
