@@ -58,10 +58,13 @@ struct InnerHalf {
   SK_HOST_DEVICE int slot_blocks() const { return row_blocks() * block_rows / kBlock; }
   SK_HOST_DEVICE int steps() const { return (grad.token_cells() + 3) / 4; }
   SK_HOST_DEVICE size_t sum_bytes() const { return sizeof(float) * warps * kWarpGroups * kGroup; }
+  SK_HOST_DEVICE size_t tile_bytes() const {
+    return size_t{16} * (chunk_planes * x.plane_pitch + block_rows * grad.plane_pitch);
+  }
+  SK_HOST_DEVICE size_t start_bytes() const { return (size_t{32} * steps() + 127) / 128 * 128; }
   size_t shared_bytes() const {
-    const size_t tiles = size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
-    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) +
-           (size_t{16} * steps() + 127) / 128 * 128 + 128;
+    const size_t tiles = 2 * tile_bytes();
+    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) + start_bytes() + 128;
   }
 };
 

@@ -29,8 +29,9 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
   // Each cell of tokens: where it is in a plane of x, in bytes; -1: its tokens do not exist.
   int* const starts = reinterpret_cast<int*>(reinterpret_cast<char*>(grad_table) + table_bytes(task.grad));
   const int steps = task.steps();
-  char* const x_tile = reinterpret_cast<char*>(starts) + (steps * 32 + 127) / 128 * 128;
-  char* const grad_tile = x_tile + task.chunk_planes * task.x.plane_pitch * 16;
+  char* const x_tile = reinterpret_cast<char*>(starts) + task.start_bytes();
+  const int x_bytes = task.chunk_planes * task.x.plane_pitch * 16;  // the gradient's tile follows
+  const int tile_bytes = static_cast<int>(task.tile_bytes());
 
   const Words4 item = load_constant(reinterpret_cast<const Words4*>(items + blockIdx.x));
   const int first_unit = static_cast<int>(item.y), end_unit = static_cast<int>(item.z);
@@ -62,30 +63,36 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
 
   const int64_t tiles = task.x.count();
   const int64_t first_tile = tiles * blockIdx.y / task.slices, end_tile = tiles * (blockIdx.y + 1) / task.slices;
-  SK_NO_UNROLL
-  for (int64_t number = first_tile; number < end_tile; ++number) {
-    sync_block();
-    {
-      const Place place = place_of(task.x, number, 0, kCell);
-      fill_table(task.x, task.from, place, kCell, x_table);
-      fill_table(task.grad, task.grad_from, place, kCell, grad_table);
-      SK_NO_UNROLL
-      for (int cell = threadIdx.x; cell < steps * kLanes; cell += blockDim.x) {
-        const TokenCell token = token_cell(task.x, place, cell, kCell);
-        starts[cell] = token.first < token.end ? token.cell * 16 : -1;
-      }
+  // One tile is copied while another is computed with.
+  const auto copy = [&](int64_t number, int buffer) {
+    const Place at = place_of(task.x, number, 0, kCell);
+    fill_table(task.x, task.from, at, kCell, x_table);
+    fill_table(task.grad, task.grad_from, at, kCell, grad_table);
+    SK_NO_UNROLL
+    for (int cell = threadIdx.x; cell < steps * kLanes; cell += blockDim.x) {
+      const TokenCell token = token_cell(task.x, at, cell, kCell);
+      starts[buffer * steps * kLanes + cell] = token.first < token.end ? token.cell * 16 : -1;
     }
     sync_block();
-    copy_planes<kByPixel>(task.x, x, task.from, x_table, first_channel, first_plane, planes, x_tile);
-    copy_planes<kByPixel>(task.grad, grad, task.grad_from, grad_table, first_row, 0, rows, grad_tile);
+    char* const tile = x_tile + buffer * tile_bytes;
+    copy_planes<kByPixel>(task.x, x, task.from, x_table, first_channel, first_plane, planes, tile);
+    copy_planes<kByPixel>(task.grad, grad, task.grad_from, grad_table, first_row, 0, rows, tile + x_bytes);
+  };
+  if (first_tile < end_tile) copy(first_tile, 0);
+  int buffer = 0;
+  SK_NO_UNROLL
+  for (int64_t number = first_tile; number < end_tile; ++number, buffer ^= 1) {
     copy_async_wait<0>();
     sync_block();
+    if (number + 1 < end_tile) copy(number + 1, buffer ^ 1);
+    const int* const start_of = starts + buffer * steps * kLanes;
+    const char* const x_at = x_tile + buffer * tile_bytes;
     SK_NO_UNROLL
     for (int step = token_part; step < steps; step += task.warps / task.unit_warps) {
-      const int start = starts[step * kLanes + lane];
+      const int start = start_of[step * kLanes + lane];
       if (start < 0) continue;
-      const char* const mine = x_tile + start;
-      const char* const gradient = grad_tile + step * kLanes * 16;
+      const char* const mine = x_at + start;
+      const char* const gradient = x_at + x_bytes + step * kLanes * 16;
       SK_UNROLL
       for (int u = 0; u < kUnits; ++u) {
         if (row_at[u] < 0) continue;

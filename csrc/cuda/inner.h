@@ -31,9 +31,13 @@ struct Inner {
   SK_HOST_DEVICE int steps() const { return (grad.token_cells() + 7) / 8; }
   // Sums of all warps, where the tiles were: those of the same units are added up there.
   SK_HOST_DEVICE size_t sum_bytes() const { return sizeof(float) * warps * 32 * kLaneUnits; }
+  SK_HOST_DEVICE size_t tile_bytes() const {
+    return size_t{16} * (chunk_planes * x.plane_pitch + block_rows * grad.plane_pitch);
+  }
+  SK_HOST_DEVICE size_t start_bytes() const { return (size_t{64} * steps() + 127) / 128 * 128; }
   size_t shared_bytes() const {
-    const size_t tiles = size_t{16} * chunk_planes * x.plane_pitch + size_t{16} * block_rows * grad.plane_pitch;
-    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) + (size_t{32} * steps() + 127) / 128 * 128;
+    const size_t tiles = 2 * tile_bytes();
+    return (tiles > sum_bytes() ? tiles : sum_bytes()) + table_bytes(x) + table_bytes(grad) + start_bytes();
   }
   SK_HOST_DEVICE int row_blocks() const { return (rows + block_rows - 1) / block_rows; }
 };

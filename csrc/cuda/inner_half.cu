@@ -21,9 +21,10 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
   // Each cell of tokens: where it is in a plane of x, in bytes; -1: its tokens do not exist.
   int* const starts = reinterpret_cast<int*>(reinterpret_cast<char*>(grad_table) + table_bytes(task.grad));
   const int steps = task.steps();
-  char* const zeros = reinterpret_cast<char*>(starts) + (steps * 16 + 127) / 128 * 128;
+  char* const zeros = reinterpret_cast<char*>(starts) + task.start_bytes();
   char* const x_tile = zeros + 128;
-  char* const grad_tile = x_tile + task.chunk_planes * task.x.plane_pitch * 16;
+  const int x_bytes = task.chunk_planes * task.x.plane_pitch * 16;  // the gradient's tile follows
+  const int tile_bytes = static_cast<int>(task.tile_bytes());
 
   const Words4 item = load_constant(items + blockIdx.x);
   const int first_group = static_cast<int>(item.y), end_group = static_cast<int>(item.z);
@@ -64,33 +65,39 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
   // Where in a row block's gradients the row is that this lane names.
   const int grad_pitch = task.grad.plane_pitch * 16;
   const int place = lane % 8;
-  const uint32_t x_at = shared_address(x_tile), grad_at = shared_address(grad_tile), zeros_at = shared_address(zeros);
+  const uint32_t zeros_at = shared_address(zeros);
 
   const int64_t tiles = task.x.count();
   const int64_t first_tile = tiles * blockIdx.y / task.slices, end_tile = tiles * (blockIdx.y + 1) / task.slices;
-  SK_NO_UNROLL
-  for (int64_t number = first_tile; number < end_tile; ++number) {
-    sync_block();
-    {
-      const Place at = place_of(task.x, number, 0, kCell);
-      fill_table(task.x, task.from, at, kCell, x_table);
-      fill_table(task.grad, task.grad_from, at, kCell, grad_table);
-      SK_NO_UNROLL
-      for (int cell = threadIdx.x; cell < steps * kCells; cell += blockDim.x) {
-        const TokenCell token = token_cell(task.x, at, cell, kCell);
-        starts[cell] = token.first < token.end ? token.cell * 16 : -1;
-      }
+  // One tile is copied while another is computed with.
+  const auto copy = [&](int64_t number, int buffer) {
+    const Place at = place_of(task.x, number, 0, kCell);
+    fill_table(task.x, task.from, at, kCell, x_table);
+    fill_table(task.grad, task.grad_from, at, kCell, grad_table);
+    SK_NO_UNROLL
+    for (int cell = threadIdx.x; cell < steps * kCells; cell += blockDim.x) {
+      const TokenCell token = token_cell(task.x, at, cell, kCell);
+      starts[buffer * steps * kCells + cell] = token.first < token.end ? token.cell * 16 : -1;
     }
     sync_block();
-    copy_planes<kByPixel>(task.x, x, task.from, x_table, first_channel, first_plane, planes, x_tile);
-    copy_planes<kByPixel>(task.grad, grad, task.grad_from, grad_table, first_row, 0, rows, grad_tile);
+    char* const tile = x_tile + buffer * tile_bytes;
+    copy_planes<kByPixel>(task.x, x, task.from, x_table, first_channel, first_plane, planes, tile);
+    copy_planes<kByPixel>(task.grad, grad, task.grad_from, grad_table, first_row, 0, rows, tile + x_bytes);
+  };
+  if (first_tile < end_tile) copy(first_tile, 0);
+  int buffer = 0;
+  SK_NO_UNROLL
+  for (int64_t number = first_tile; number < end_tile; ++number, buffer ^= 1) {
     copy_async_wait<0>();
     sync_block();
+    if (number + 1 < end_tile) copy(number + 1, buffer ^ 1);
+    const int* const start_of = starts + buffer * steps * kCells;
+    const uint32_t x_at = shared_address(x_tile + buffer * tile_bytes), grad_at = x_at + x_bytes;
     SK_NO_UNROLL
     for (int step = token_part; step < steps; step += task.warps / task.unit_warps) {
-      const int start[2] = {starts[step * kCells + half], starts[step * kCells + 2 + half]};
+      const int start[2] = {start_of[step * kCells + half], start_of[step * kCells + 2 + half]};
       const int grad_cell = step * kCells + lane / 8;
-      const bool grad_exists = starts[grad_cell] >= 0;
+      const bool grad_exists = start_of[grad_cell] >= 0;
       uint32_t current = ~0u, gradients[4] = {0, 0, 0, 0};
       SK_UNROLL
       for (int q = 0; q < kWarpGroups; ++q) {

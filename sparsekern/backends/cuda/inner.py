@@ -21,6 +21,7 @@ from sparsekern.backends.cuda.tiles import Shape, Source, Tile, best_tile
 _PARTS = 4  # of a warp, each with units of its own, in float32
 _COPIES = {4: 6.0, 8: 12.0}  # elements that a processor copies from the L2 cache in a clock
 _PRODUCTS = {4: 28.0, 8: 40.0}  # that it forms, useful ones or not
+_TILE_CLOCKS = 300  # that a tile takes before and after
 _FILLED = 0.9  # of a block's units, or random patterns would often need one block more
 
 
@@ -146,8 +147,10 @@ def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int
             planes = spanned_groups(rows, shape.groups, block_rows) * group_channels * tile.classes
             plan = InnerPlan(shape, tile, nnz, block_rows, 1, 1, warps, unit_warps, 1)
             fixed = tile.table_bytes + of_outputs.table_bytes + 256
-            fixed += 4 * step_cells * ceil_div(tile.token_cells, step_cells) + block_rows * of_outputs.plane_bytes
-            fitting = min((shared_bytes - fixed) // tile.plane_bytes, most_cells // tile.pitches[3], planes)
+            fixed += 8 * step_cells * ceil_div(tile.token_cells, step_cells)
+            # Twice: one tile is copied while another is computed with.
+            room = (shared_bytes - fixed) // 2 - block_rows * of_outputs.plane_bytes
+            fitting = min(room // tile.plane_bytes, most_cells // tile.pitches[3], planes)
             # Units of a list, of which there is one for each unit_rows rows: full ones and half a one.
             lists = used / unit_rows
             edges = density * shape.taps / tile.classes * unit_rows  # of a list and a plane
@@ -161,7 +164,8 @@ def _best_plan(shape: Shape, half: bool, nnz: int, shared_bytes: int, warps: int
             copies = (chunk_planes * tile.plane_cells + used * of_outputs.plane_cells) * elements
             steps = ceil_div(tile.token_cells, step_cells)
             idle = ceil_div(steps, parts) * parts / steps
-            clocks = copies / _COPIES[elements] + idle * units * plan.unit_edges * tokens / _PRODUCTS[elements]
+            products = idle * units * plan.unit_edges * tokens / _PRODUCTS[elements]
+            clocks = max(copies / _COPIES[elements], products) + _TILE_CLOCKS
             cost = clocks * tile.count * chunks * ceil_div(rows, block_rows)
             if best is None or cost < best[0]:
                 best = cost, replace(plan, chunk_planes=chunk_planes, chunks=chunks)
