@@ -24,14 +24,14 @@ class RankPool:
             theirs.close()
             self.workers.append((process, ours))
 
-    def __call__(self, world, function, *args, timeout=60, group_timeout=30):
+    def __call__(self, world, function, *args, timeout=240, group_timeout=120):
         """Raises AssertionError with the traceback of a rank that failed; see `outcomes` for more of them."""
         found = self.outcomes(world, function, *args, timeout=timeout, group_timeout=group_timeout)
         for kind, content in found:
             assert kind == "returned", content
         return [content for _, content in found]
 
-    def outcomes(self, world, function, *args, timeout=60, group_timeout=30):
+    def outcomes(self, world, function, *args, timeout=240, group_timeout=120):
         """("returned", value), ("raised", traceback) or ("ended", exit code) of each rank; all within ``timeout``."""
         self.start(world)
         found = []

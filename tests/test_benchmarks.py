@@ -28,12 +28,13 @@ from benchmarks import (
     report,
     update_steps,
     width,
+    wire,
 )
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.footprint import saved_bytes
 from benchmarks.libraries import Peer, dense, ours
 from benchmarks.libraries.candidate import Candidate, largest_error
-from benchmarks.options import Layers, Updates, command_line
+from benchmarks.options import RESULTS, Layers, Updates, Wire, command_line
 from benchmarks.readme import section, tables, updated
 from benchmarks.shapes import SHAPES, Shape, conv, linear
 from benchmarks.speed import BreakEven, speeds_against_dense
@@ -283,6 +284,23 @@ def test_updates(tmp_path, monkeypatch):
     for row in result["results"]:
         assert row["total_ms"]["median"] >= max(row["backward_ms"]["median"], row["step_ms"]["median"])
     assert section(page, "by-width").count("| grabo |") == 2
+
+
+def test_wire():
+    """The measured page; tests/test_ranks.py measures a small model."""
+    result = json.loads((RESULTS / "wire.json").read_text())
+    page = wire.page(result)
+    assert page == (RESULTS / "wire.md").read_text()
+    assert {row["ranks"] for row in result["results"]} == {2, 4}
+    for row in result["results"]:
+        assert row["share"] == pytest.approx((99 * row["plain"] + row["update"]) / 100 / row["dense"])
+        assert row["density"] < row["share"] < 2 * row["density"]
+    for row in result["topologies"]:
+        assert row["updates"] == row["equal_among_ranks"] == row["equal_to_one"] == 200
+    with pytest.raises(ValueError, match="--steps is 1"):
+        wire.run(Wire(steps=1))
+    with pytest.raises(ValueError, match="--densities are"):
+        wire.run(Wire(densities=(0.5, 1.0)))
 
 
 def test_readme(tmp_path, monkeypatch):

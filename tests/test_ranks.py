@@ -489,7 +489,7 @@ def fall_behind(rank, how):
 
 @pytest.mark.parametrize("how", ["killed", "behind"])
 def test_a_rank_that_is_gone_is_an_error_of_the_others(ranks, how):
-    outcomes = ranks.outcomes(2, fall_behind, how, timeout=40, group_timeout=3)
+    outcomes = ranks.outcomes(2, fall_behind, how, timeout=120, group_timeout=3)
     kind, content = outcomes[0]
     assert kind == "raised"
     if how == "killed":
