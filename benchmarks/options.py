@@ -263,7 +263,7 @@ class Faults:
     sections: tuple[Literal["kill", "damage", "newer", "disk", "steps", "jobs"], ...] = (
         *("kill", "damage", "newer", "disk", "steps", "jobs"),
     )
-    """What to do."""
+    """What to do. Those that are not named stay in the results as they were."""
     kills: int = 200
     """kill: times that a saving process is killed."""
     flips: int = 1000
@@ -271,7 +271,7 @@ class Faults:
     steps: int = 20000
     """steps: training steps, at least 2000."""
     interruptions: int = 20
-    """jobs: interruptions of each kind."""
+    """jobs: kills; restarts by torchrun and stops are a quarter as many."""
     ranks: int = 1
     """jobs: processes under torchrun."""
     seed: int = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -13,6 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks import process
+from benchmarks.__main__ import main
 from benchmarks.faulty import damage, disk, jobs, saving, steps
 from benchmarks.faulty.states import at_step
 from sparsekern.atomic import remove_unfinished, replace_file
@@ -473,3 +476,20 @@ def test_faults_jobs(tmp_path, monkeypatch):
     found = jobs.restart(tmp_path / "run", RunFolder(tmp_path / "whole"), 1, 1, 0.0)
     assert found == {"hit": True, "code": 0, "ended": True, "same": True}
     assert not jobs.compare(tmp_path / "gone", RunFolder(tmp_path / "whole"))["same"]
+
+
+def test_faults_keeps_what_was_measured_before(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(process, "prepare", lambda threads: None)
+    monkeypatch.setattr(damage, "damage", lambda flips, seed: whole_damage | {"of": 100 + flips})
+    whole_damage = {"bytes": 1, "truncations": {"loaded": 1}, "flips": {"error": 5}, "errors": 104}
+    assert main(["faults", "--sections", "newer", "--output", str(tmp_path)]) == 0
+    assert main(["faults", "--sections", "damage", "--flips", "5", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "faults.json").read_text())
+    assert result["newer"]["refused"]
+    assert result["damage"]["made"]["command"] == "python -m benchmarks faults --sections damage --flips 5"
+    page = (tmp_path / "faults.md").read_text()
+    assert "Refused: `RUN/checkpoint.safetensors has format 2, newer" in page
+    assert "104 of 105 are an error" in page
+    capsys.readouterr()
+    assert main(["faults", "--kills", "0"]) == 1
+    assert "--kills" in capsys.readouterr().err

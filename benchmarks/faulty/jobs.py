@@ -30,13 +30,13 @@ TRAIN = (
 
 
 def interrupt(times: int, ranks: int, seed: int) -> dict[str, Any]:
-    """Interrupts a run at work `times` times in each of three ways, each a job of its own, and compares how they end.
+    """Interrupts a run at work in three ways, each time in a job of its own, and compares how they end.
 
-    killed: SIGKILL of one rank at a random moment; the job must end with an error within TIMEOUT, and the same command
-    finish it. restarted: the same under `--max-restarts=1`; the job must finish by itself. stopped: SIGTERM of the
-    process (or, of several, of all of them); it must exit with SAVED_ON_SIGTERM, and the same command finish it. The
-    final weights must be those of a run without a break, bit for bit, and so the CSV files but for their times.
-    Interruptions that come too late are made again.
+    killed, `times` times: SIGKILL of one rank at a random moment; the job must end with an error within TIMEOUT, and
+    the same command finish it. restarted, a quarter as often: the same under `--max-restarts=1`; the job must finish
+    by itself. stopped, as often: SIGTERM of the process (or, of several, of all of them); it must exit with
+    SAVED_ON_SIGTERM, and the same command finish it. The final weights must be those of a run without a break, bit for
+    bit, and so the CSV files but for their times. Interruptions that come too late are made again.
     """
     draws = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -44,7 +44,8 @@ def interrupt(times: int, ranks: int, seed: int) -> dict[str, Any]:
         whole, seconds = uninterrupted(folder / "whole", ranks, seed)
         trials: list[dict[str, Any]] = []
         for way, interrupted in WAYS.items():
-            while hits(trials, way) < times:
+            wanted = times if way == "killed" else -(-times // 4)
+            while hits(trials, way) < wanted:
                 number = len(trials)
                 if number > 4 * times * len(WAYS):
                     raise RuntimeError(f"most runs were over before they could be {way}")
