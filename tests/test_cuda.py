@@ -1,5 +1,5 @@
-"""The CUDA kernels: run on the CPU, over csrc/cuda/emulation and under AddressSanitizer, compiled for GPUs that need not
-be there, and run on one that is.
+"""The CUDA kernels: run on the CPU, over csrc/cuda/emulation and under AddressSanitizer, compiled for GPUs that need
+not be there, and run on one that is.
 """
 
 import os
