@@ -27,6 +27,8 @@ DTYPES = list(TOLERANCE)
 
 LINEAR = sys.modules["sparsekern.backends.cuda.linear"]  # the package has a function of that name
 
+CUTS = sys.modules["sparsekern.backends.cuda.cuts"]
+
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
@@ -161,7 +163,7 @@ def assert_holds(made, values, edge_of):
                     major = block // 2 * 16 + of_block // 2 * 4 + block % 2 * 2 + of_block % 2
                     minor = chunk * made.chunk + int(slots[place] & 0x1FFF)
                     assert edge_of[major, minor] == edges[place]
-                    assert value.to(torch.int16).view(torch.float16)[0] == values[edges[place]].half()
+                    assert value.view(1).to(torch.int16).view(torch.float16) == values[edges[place]].half()
                     seen.add(edges[place])
                 if block < blocks and any(edges[place] >= 0 for place in places):
                     assert read <= joined
@@ -195,7 +197,7 @@ def test_slots_are_in_an_order_without_many_bank_conflicts():
     edge_of = {(int(r), int(c)): n for n, (c, r) in enumerate(mask.t().nonzero())}
     made = layout(crow, col, perm, 904, 904, 1)
     wavefronts = assert_holds(made, torch.randn(row.numel(), device=DEVICE), edge_of)
-    assert wavefronts <= 1.4 * row.numel() / 8
+    assert wavefronts <= 1.32 * row.numel() / 8
 
 
 def test_layouts_do_not_depend_on_the_order_of_threads():
@@ -248,16 +250,20 @@ def test_each_tile(tile, monkeypatch):
     tokens, blocks = tile
     module = LINEAR
     monkeypatch.setattr(module, "spmm_tile", lambda *shape: (tile, chunk_of(tokens * 4 * 24, tokens, shape[2])))
-    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 53, 0.04))
-    assert_equal_their_twins(operands)
+    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 30, 0.04))
+    arguments = operands.x, operands.w, operands.bias, *operands.topology
+    assert_close(backend.linear(*arguments), reference.linear(*arguments), 1e-2)
 
 
-@pytest.mark.parametrize("shared_bytes", [2048, 4096, 9000])
-def test_columns_beyond_a_chunk(shared_bytes):
-    """Chunks of 8, 16 and more minors: on a GPU, as many as its shared memory holds."""
-    emulate(order_seed=1, shared_bytes=shared_bytes)
+@pytest.mark.parametrize("chunk", [8, 24, 32])
+def test_columns_beyond_a_chunk(chunk, monkeypatch):
+    emulate(order_seed=1)
+    for module in (CUTS, LINEAR):
+        monkeypatch.setattr(module, "chunk_of", lambda *shape: chunk)
+    spmm_tile.cache_clear()
     for tokens in (9, 65):
         assert_equal_their_twins(Operands(tokens, random_mask(70, 61, 0.2), torch.float16))
+    spmm_tile.cache_clear()
 
 
 @pytest.mark.parametrize("processors", [1, 3, 40])
@@ -277,7 +283,7 @@ def test_shapes_at_random():
     generator = random.Random(0)
     for number in range(12):
         torch.manual_seed(number)
-        shared_bytes = generator.choice([2048, 12000, 99 * 1024, 163 * 1024, SHARED_BYTES])
+        shared_bytes = generator.choice([8192, 12000, 99 * 1024, 163 * 1024, SHARED_BYTES])
         emulate(generator.randrange(3), shared_bytes, generator.randrange(1, 9))
         sizes = [[generator.randrange(1, 90), 8 * generator.randrange(1, 12)] for _ in range(3)]
         tokens, columns, rows = map(generator.choice, sizes)
@@ -439,12 +445,12 @@ def test_training_with_growth_makes_nothing_dense():
     torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
     torch.manual_seed(0)
     options = {"density": 0.05, "device": DEVICE}
-    model = torch.nn.Sequential(SparseLinear(40, 150, **options), torch.nn.ReLU(), SparseLinear(150, 30, **options))
+    model = torch.nn.Sequential(SparseLinear(90, 150, **options), torch.nn.ReLU(), SparseLinear(150, 120, **options))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
     before = model[0].row_indices.clone()
     losses = []
-    x, target = torch.randn(7, 40, device=DEVICE), torch.randn(7, 30, device=DEVICE)
+    x, target = torch.randn(37, 90, device=DEVICE), torch.randn(37, 120, device=DEVICE)
     with sparsekern.backend("cuda"), forbid_dense(model):
         for _ in range(4):
             with torch.autocast(DEVICE, torch.bfloat16):

@@ -106,9 +106,40 @@ SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Sp
   }
 }
 
+// Places of the slots that are left when the first of the classes has run out: again and again one of each class, with
+// those of which most are left a second time, until 8 are together. orders[start + n]: the place of a class's slot n.
+SK_DEVICE void order_rest(int32_t left, int32_t first, int32_t slot, int lane, int32_t* orders) {
+  const unsigned before = (1u << lane) - 1;
+  constexpr uint32_t kNone = 0xffffffffu, kMostLeft = kMostMinors * kBlock;
+  for (unsigned some = ballot(left > 0); some != 0; some = ballot(left > 0)) {
+    uint32_t taken = 0;
+    const auto take = [&](int32_t place) {
+      orders[first++] = place;
+      --left;
+      ++taken;
+    };
+    if (left > 0) take(slot + count_bits(some & before));
+    int32_t filled = count_bits(some);
+    for (; filled < kClasses; ++filled) {
+      const uint32_t mine = left > 0 ? taken << 28 | (kMostLeft - left) << 3 | lane : kNone;
+      uint32_t least = mine;
+      for (unsigned lanes = 1; lanes < kClasses; lanes *= 2) {
+        const uint32_t other = shuffle_xor(least, lanes);
+        least = other < least ? other : least;
+      }
+      least = shuffle(least, 0);
+      if (least == kNone) break;
+      if (mine == least) take(slot + filled);
+    }
+    slot += filled;
+  }
+  sync_warp();  // all lanes read them
+}
+
 template <class Index>
 SK_KERNEL(kThreads, 2)
-fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
+fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists,
+            int32_t* orders) {
   const List list = list_of_warp(cut);
   if (!list.exists) return;
   const int32_t first = pointers[list.number], last = pointers[list.number + 1];
@@ -125,16 +156,22 @@ fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* pl
     return;
   }
   const Span span = span_of_lane(matrix, cut, list);
-  int32_t totals[kClasses], counts[kClasses], total = 0;
+  int32_t totals[kClasses], counts[kClasses], total = 0, full = INT32_MAX, own = 0, start = 0;
   each_edge(matrix, list, span, totals, [](int, int64_t, int, int, int32_t) {});
-  SK_UNROLL for (int c = 0; c < kClasses; ++c) total += totals[c];
+  SK_UNROLL for (int c = 0; c < kClasses; ++c) {
+    total += totals[c];
+    full = totals[c] < full ? totals[c] : full;
+    own = c == list.lane ? totals[c] : own;
+    start += c < list.lane ? totals[c] : 0;
+  }
+  order_rest(list.lane < kClasses ? own - full : 0, start + full, full * kClasses, list.lane, orders + at);
   int last_minor = 0;
   each_edge(matrix, list, span, counts, [&](int place, int64_t j, int minor, int mine, int32_t number) {
-    // One of each class in turn, for as long as it has any.
-    int32_t slot = 0;
-    SK_UNROLL for (int c = 0; c < kClasses; ++c) {
-      const int32_t taken = totals[c] < number ? totals[c] : number;
-      slot += taken + (c < mine && totals[c] > number ? 1 : 0);
+    int32_t slot = number * kClasses + mine;
+    if (j >= 0 && number >= full) {
+      int64_t order = at + number;
+      SK_UNROLL for (int c = 0; c < kClasses; ++c) order += c < mine ? totals[c] : 0;
+      slot = orders[order];
     }
     if (j >= 0) {
       const int64_t to = at + slot / kGroup * kGroup + memory_of(slot % kGroup);
@@ -188,9 +225,9 @@ void count_of(const Queue& queue, const Compressed& matrix, const Cut& cut, int3
 
 template <class Index>
 void fill_of(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-             int32_t* edges, int32_t* lists) {
+             int32_t* edges, int32_t* lists, int32_t* orders) {
   launch(queue, "fill_layout", fill_kernel<Index>, {blocks_of_lists(cut)}, kThreads, 0, typed<Index>(matrix), cut,
-         pointers, places, edges, lists);
+         pointers, places, edges, lists, orders);
 }
 
 template <class W, class T>
@@ -208,8 +245,8 @@ void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, 
 }
 
 void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-                 int32_t* edges, int32_t* lists) {
-  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, pointers, places, edges, lists);
+                 int32_t* edges, int32_t* lists, int32_t* orders) {
+  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, pointers, places, edges, lists, orders);
 }
 
 void pack_slots(const Queue& queue, const int32_t* groups, int64_t most_groups, const uint16_t* places,

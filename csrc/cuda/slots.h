@@ -59,9 +59,9 @@ struct Cut {
 // counts[c * (blocks + 1) + b] = the groups of list (c, b); 0 for b == blocks.
 void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, int32_t* counts);
 
-// Writes places, edges and lists of all groups that the pointers name.
+// Writes places, edges and lists of all groups that the pointers name. orders: (groups * 16), scratch.
 void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-                 int32_t* edges, int32_t* lists);
+                 int32_t* edges, int32_t* lists, int32_t* orders);
 
 // slots[i] = the value of slot i's edge, rounded to `dtype`, << 16 | places[i], for i below 16 * *groups, which is on the
 // device; `most_groups` is the room there is.
