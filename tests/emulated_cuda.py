@@ -45,6 +45,15 @@ def build(folder, sanitize=True):
     return module
 
 
+def build_program(source, folder):
+    """The path of a program made of one C++ file and the emulation, under the sanitizers."""
+    program = folder / source.stem
+    parts = [source, CSRC / "cuda/emulation/block.cpp", CSRC / "cuda/queue.cu"]
+    command = [*COMPILER, *OPTIONS, *WARNINGS, *MACROS, *SANITIZERS, f"-I{CSRC}", "-x", "c++", *parts]
+    subprocess.run([*command, "-o", program], check=True)
+    return program
+
+
 def preload():
     """LD_PRELOAD of a Python that loads a sanitized module; None where the compiler has no sanitizers."""
     found = []

@@ -1,27 +1,466 @@
-"""Run by test_cuda.py in a process of its own: the CUDA kernels against their twins, thread by thread on the CPU."""
+"""Run by test_cuda.py in a process of its own: the CUDA kernels against their twins.
+
+On CPU tensors, thread by thread over csrc/cuda/emulation, or, where no emulated module is named, on a GPU.
+"""
+
+import random
+import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
-from sparsekern.backends.cuda.extension import kernels
+import sparsekern
+from sparsekern import Pattern, SparseLinear
+from sparsekern.backends import cuda as backend
+from sparsekern.backends import reference
+from sparsekern.backends.cuda.activations import by_feature
+from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
+from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
+from sparsekern.backends.cuda.slots import GROUP, layout, packed
+from sparsekern.testing import forbid_dense
+
+DEVICE = "cpu" if is_emulated() else "cuda"
+SHARED_BYTES = 227 * 1024  # of a block of an H200
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+DTYPES = list(TOLERANCE)
+
+LINEAR = sys.modules["sparsekern.backends.cuda.linear"]  # the package has a function of that name
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-@pytest.fixture(params=[0, 1])
-def queue(request):
-    """Of a GPU that is not there, whose threads run in one order or in another."""
-    kernels().emulate(order_seed=request.param)
-    return kernels().Queue(0, 0)
+def emulate(order_seed=0, shared_bytes=SHARED_BYTES, processors=2):
+    """Another order of threads and another GPU, where there is none."""
+    if is_emulated():
+        kernels().emulate(order_seed, shared_bytes, processors)
+
+
+@pytest.fixture(autouse=True)
+def a_large_gpu():
+    emulate()
+    yield
+    emulate()
+
+
+class Operands:
+    def __init__(self, tokens, mask, dtype=torch.bfloat16, w_dtype=None, wide_pointers=False):
+        rows, columns = mask.shape
+        ccol, row, crow, col, perm = Pattern.from_mask(mask).to(DEVICE).tensors()
+        if wide_pointers:
+            ccol, crow, perm = ccol.long(), crow.long(), perm.long()
+        self.mask = mask
+        self.topology = ccol, row, crow, col, perm
+        self.x = torch.randn(tokens, columns, device=DEVICE).to(dtype)
+        self.grad = torch.randn(tokens, rows, device=DEVICE).to(dtype)
+        self.w = torch.randn(int(mask.sum()), device=DEVICE).to(w_dtype or dtype)
+        self.bias = torch.randn(rows, device=DEVICE).to(w_dtype or dtype)
+
+    def results(self, products):
+        x, grad, w, (ccol, row, *by_row) = self.x, self.grad, self.w, self.topology
+        dx, dw, dbias = products.linear_backward(grad, x, w, ccol, row, w.dtype)
+        return {"y": products.linear(x, w, self.bias, ccol, row, *by_row), "dx": dx, "dw": dw, "dbias": dbias}
+
+
+def random_mask(rows, columns, density):
+    mask = torch.rand(rows, columns) < density
+    if rows > 2 and density < 1:
+        mask[rows // 2] = False
+    if columns > 2 and density < 1:
+        mask[:, columns // 2] = False
+    return mask
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert actual.stride() == expected.stride()
+    scale = max(1.0, expected.double().abs().max().item()) if expected.numel() else 1.0
+    assert ((actual.double() - expected.double()).abs() <= tolerance * scale).all()
+
+
+def assert_equal_their_twins(operands):
+    expected = operands.results(reference)
+    results = operands.results(backend)
+    for name, value in results.items():
+        assert_close(value, expected[name], TOLERANCE[operands.x.dtype])
+    return results
+
+
+# Transposition
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (33, 70), (64, 5), (0, 3)])
-def test_transpose(queue, shape, dtype):
+@pytest.mark.parametrize("order", [0, 1])
+def test_transpose(shape, dtype, order):
+    emulate(order)
     rows, columns = shape
-    padded = -(-rows // 16) * 16
-    wide = torch.randn(rows, columns + 3).to(dtype)
-    out = torch.full((columns, padded), float("nan"), dtype=dtype)
-    kernels().transpose(
-        queue, wide.data_ptr(), rows, columns, wide.stride(0), out.data_ptr(), padded, wide.element_size()
-    )
+    room = -(-rows // 16) * 16
+    wide = torch.randn(rows, columns + 3, device=DEVICE).to(dtype)
+    out = torch.full((columns, room), float("nan"), dtype=dtype, device=DEVICE)
+    place = wide.data_ptr(), rows, columns, wide.stride(0)
+    kernels().transpose(queue_of(wide), *place, out.data_ptr(), room, wide.element_size())
     assert torch.equal(out[:, :rows], wide[:, :columns].t())
     assert not out[:, rows:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "aligned"), [((1, 1), True), ((70, 37), False), ((64, 136), True), ((33, 64), True)])
+def test_halves_by_feature(shape, aligned, dtype):
+    emulate(order_seed=1)
+    tokens, features = shape
+    x = torch.randn(tokens, features + 8, device=DEVICE).to(dtype)[:, (0 if aligned else 1) :][:, :features]
+    natural, interleaved = by_feature(x, sums=True), by_feature(x, 64, interleaved=True)
+    assert torch.equal(natural.tensor[:, :tokens], x.t())
+    assert not natural.tensor[:, tokens:].any()
+    torch.testing.assert_close(natural.sums.sum(0), x.float().sum(0))
+    assert interleaved.tensor.shape[1] == -(-tokens // 64) * 64
+    # Token 8 i + 2 t + h of 32 is at place 8 t + 2 i + h.
+    by_place = interleaved.tensor.view(features, -1, 4, 4, 2).transpose(2, 3).reshape(features, -1)
+    assert torch.equal(by_place[:, :tokens], x.t())
+    assert not by_place[:, tokens:].any()
+
+
+def test_activations_that_lie_by_feature_are_not_copied():
+    x = torch.randn(7, 24, device=DEVICE).bfloat16().t()
+    assert by_feature(x).tensor.data_ptr() == x.data_ptr()
+    assert by_feature(x[:23]).tensor.data_ptr() != x.data_ptr()
+    assert by_feature(x, interleaved=True).tensor.data_ptr() != x.data_ptr()
+
+
+# Slots
+
+
+def memory_of(slot):
+    return slot % 8 // 2 * 4 + slot // 8 * 2 + slot % 2
+
+
+def assert_holds(made, values, edge_of):
+    """Each edge has one slot, with its value; others add nothing and read what their group reads."""
+    slots = packed(made, values, torch.float16).cpu().long() & 0xFFFFFFFF
+    pointers, edges, lists = made.pointers.tolist(), made.edges.tolist(), made.lists.tolist()
+    joined = {minor for _, minor in edge_of}
+    blocks, seen, wavefronts = made.cut.blocks, set(), 0
+    assert pointers[-1] <= made.most_groups
+    for number, (start, end) in enumerate(pairwise(pointers)):
+        chunk, block = divmod(number, blocks + 1)
+        for group in range(start, end):
+            assert lists[group] == (number if block < blocks else -1)
+            for octet in (range(8), range(8, 16)):
+                places = [group * GROUP + memory_of(slot) for slot in octet]
+                read = {chunk * made.chunk + int(slots[place] & 0x1FFF) for place in places}
+                if block < blocks:
+                    wavefronts += max(sum(minor % 8 == least for minor in read) for least in range(8))
+                for place in places:
+                    value = slots[place] >> 16
+                    if edges[place] < 0:
+                        assert value == 0
+                        continue
+                    of_block = int(slots[place] >> 13) & 7
+                    major = block // 2 * 16 + of_block // 2 * 4 + block % 2 * 2 + of_block % 2
+                    minor = chunk * made.chunk + int(slots[place] & 0x1FFF)
+                    assert edge_of[major, minor] == edges[place]
+                    assert value.to(torch.int16).view(torch.float16)[0] == values[edges[place]].half()
+                    seen.add(edges[place])
+                if block < blocks and any(edges[place] >= 0 for place in places):
+                    assert read <= joined
+    assert len(seen) == len(edge_of)
+    return wavefronts
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1.0), (37, 50, 0.3), (40, 70, 0.1), (5, 9, 0.0)])
+@pytest.mark.parametrize(("chunk", "filled"), [(16, 256), (200, 1)])
+def test_every_edge_has_a_slot(shape, chunk, filled):
+    torch.manual_seed(1)
+    *size, density = shape
+    mask = torch.rand(size) < density
+    ccol, row, crow, col, perm = (tensor.to(DEVICE) for tensor in Pattern.from_mask(mask).tensors())
+    values = torch.randn(row.numel(), device=DEVICE)
+    stored = [(int(c), int(r)) for c, r in mask.t().nonzero()]
+    by_column = {edge: number for number, edge in enumerate(stored)}
+    by_row = {(r, c): number for number, (c, r) in enumerate(stored)}
+    rows, columns = size
+    of_columns = layout(ccol, row, None, rows, min(chunk, rows), filled)
+    assert_holds(of_columns, values, by_column)
+    assert_holds(layout(crow, col, perm, columns, min(chunk, columns), filled), values, by_row)
+    if filled > 1 and rows > chunk:
+        assert all(start % filled == 0 for start in of_columns.pointers.tolist()[:: of_columns.cut.blocks + 1])
+
+
+def test_slots_are_in_an_order_without_many_bank_conflicts():
+    torch.manual_seed(2)
+    mask = torch.rand(16, 904) < 0.05
+    _, row, crow, col, perm = (tensor.to(DEVICE) for tensor in Pattern.from_mask(mask).tensors())
+    edge_of = {(int(r), int(c)): n for n, (c, r) in enumerate(mask.t().nonzero())}
+    made = layout(crow, col, perm, 904, 904, 1)
+    wavefronts = assert_holds(made, torch.randn(row.numel(), device=DEVICE), edge_of)
+    assert wavefronts <= 1.4 * row.numel() / 8
+
+
+def test_layouts_do_not_depend_on_the_order_of_threads():
+    tensors = Pattern.from_mask(random_mask(60, 50, 0.3)).to(DEVICE).tensors()
+    made = []
+    for order in (0, 1, 2):
+        emulate(order)
+        _, _, crow, col, perm = (tensor.clone() for tensor in tensors)
+        of_rows = layout(crow, col, perm, 50, 24, 256)
+        last = int(of_rows.pointers[-1])
+        made.append((of_rows.pointers, of_rows.places[: last * 16], of_rows.edges[: last * 16], of_rows.lists[:last]))
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))
+
+
+def test_layouts_are_kept_and_follow_a_topology_that_changes():
+    layer = SparseLinear(16, 8, density=0.3, device=DEVICE)
+
+    def of_rows(chunk=16):
+        return layout(layer.crow_indices, layer.col_indices, layer.permutation, 16, chunk, 1)
+
+    first = of_rows()
+    assert of_rows() is first
+    assert of_rows(8) is not first
+    assert of_rows() is first
+    layer.set_pattern(Pattern.random((8, 16), layer.nnz).to(DEVICE))
+    assert of_rows() is not first
+
+
+# Products
+
+# tokens, columns, rows
+SHAPES = [(0, 5, 3), (1, 1, 1), (1, 30, 7), (3, 13, 9), (33, 20, 16), (70, 12, 37), (128, 5, 3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_equal_their_twins(shape, dtype):
+    torch.manual_seed(SHAPES.index(shape))
+    tokens, columns, rows = shape
+    for density in (0.0, 0.3, 1.0):
+        mask = random_mask(rows, columns, density)
+        assert_equal_their_twins(Operands(tokens, mask, dtype, torch.float32 if density == 1 else None))
+
+
+@pytest.mark.parametrize("tile", [(64, 4), (32, 8), (32, 2), (16, 2)])
+def test_each_tile(tile, monkeypatch):
+    """More rows than a block's, more tokens than a tile, more columns than a chunk, more work than processors."""
+    assert tile in kernels().spmm_tiles
+    tokens, blocks = tile
+    module = LINEAR
+    monkeypatch.setattr(module, "spmm_tile", lambda *shape: (tile, chunk_of(tokens * 4 * 24, tokens, shape[2])))
+    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 53, 0.04))
+    assert_equal_their_twins(operands)
+
+
+@pytest.mark.parametrize("shared_bytes", [2048, 4096, 9000])
+def test_columns_beyond_a_chunk(shared_bytes):
+    """Chunks of 8, 16 and more minors: on a GPU, as many as its shared memory holds."""
+    emulate(order_seed=1, shared_bytes=shared_bytes)
+    for tokens in (9, 65):
+        assert_equal_their_twins(Operands(tokens, random_mask(70, 61, 0.2), torch.float16))
+
+
+@pytest.mark.parametrize("processors", [1, 3, 40])
+def test_tokens_split_over_processors(processors):
+    emulate(processors=processors)
+    operands = Operands(64 * 5 + 3, random_mask(40, 30, 0.1), torch.float16)
+    assert_equal_their_twins(operands)
+    made = layout(*operands.topology[:2], None, 40, 40, 256)
+    splits = [kernels().sddmm_splits(queue_of(operands.x), made.most_groups, 323, 64, most) for most in (1, 4, 16)]
+    assert splits[0] == 1
+    assert all(1 <= split <= most for split, most in zip(splits, (1, 4, 16), strict=True))
+    if is_emulated():
+        assert (splits[-1] > 1) == (processors > 1)
+
+
+def test_shapes_at_random():
+    generator = random.Random(0)
+    for number in range(12):
+        torch.manual_seed(number)
+        shared_bytes = generator.choice([2048, 12000, 99 * 1024, 163 * 1024, SHARED_BYTES])
+        emulate(generator.randrange(3), shared_bytes, generator.randrange(1, 9))
+        sizes = [[generator.randrange(1, 90), 8 * generator.randrange(1, 12)] for _ in range(3)]
+        tokens, columns, rows = map(generator.choice, sizes)
+        density = generator.choice([0.02, 0.1, 0.4, 1.0]) if rows * columns < 1500 else 0.05
+        dtype = generator.choice(DTYPES)
+        w_dtype = generator.choice([dtype, torch.float32])
+        operands = Operands(tokens, random_mask(rows, columns, density), dtype, w_dtype, generator.random() < 0.3)
+        assert_equal_their_twins(operands)
+
+
+def test_results_do_not_depend_on_the_order_of_threads():
+    operands, results = Operands(70, random_mask(40, 50, 0.3), torch.float16), []
+    for order in (0, 1, 2):
+        emulate(order, shared_bytes=8192)
+        results.append(operands.results(backend))
+    for other in results[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+
+
+def test_float32_values_keep_their_dtype():
+    operands = Operands(19, random_mask(11, 14, 0.3), torch.bfloat16, torch.float32)
+    results = assert_equal_their_twins(operands)
+    assert results["dw"].dtype == results["dbias"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_no_rows_or_columns(shape):
+    assert_equal_their_twins(Operands(3, torch.zeros(shape, dtype=torch.bool)))
+
+
+def test_rows_and_columns_of_very_different_lengths():
+    mask = torch.zeros(40, 300, dtype=torch.bool)
+    mask[7], mask[:, 281], mask[39, 3] = True, True, True
+    assert_equal_their_twins(Operands(5, mask))
+
+
+def strided(name, tensor):
+    """The same values elsewhere in memory."""
+    tokens, features = tensor.shape
+    if name == "every second feature":
+        return torch.stack([tensor, torch.full_like(tensor, float("nan"))], 2).flatten(1)[:, ::2]
+    if name == "by feature":
+        return tensor.t().contiguous().t()
+    if name == "by feature, not aligned":
+        return torch.cat([tensor.new_full((1,), float("nan")), tensor.t().flatten()])[1:].view(features, tokens).t()
+    return tensor[:, :1].expand(tokens, features)
+
+
+@pytest.mark.parametrize("name", ["every second feature", "by feature", "by feature, not aligned", "expanded"])
+def test_strided_operands(name):
+    for tokens in (16, 21):
+        operands = Operands(tokens, random_mask(10, 12, 0.4))
+        operands.x, operands.grad = strided(name, operands.x), strided(name, operands.grad)
+        operands.w = torch.stack([operands.w, operands.w + 1], 1)[:, 0]
+        operands.bias = operands.bias[:1].expand(10)
+        assert_equal_their_twins(operands)
+
+
+def test_only_what_edges_join_is_read():
+    mask = random_mask(37, 40, 0.1)
+    operands = Operands(18, mask)
+    operands.x[:, 20] = float("nan")  # the empty column
+    operands.grad[:, 18] = float("inf")  # the empty row
+    results = operands.results(backend)
+    assert all(results[name].isfinite().all() for name in ("y", "dx", "dw"))
+    joined = int(mask.any(0).nonzero()[0])
+    operands.x[3, joined] = float("nan")
+    results = operands.results(backend)
+    # Its own values' gradients; its own rows at its own token, and no others than those of their blocks.
+    columns = torch.repeat_interleave(operands.topology[0].long().diff())
+    assert torch.equal(results["dw"].isnan(), columns == joined)
+    nans = results["y"].isnan()
+    assert nans.any(1).nonzero().tolist() == [[3]]
+    rows = torch.arange(37)
+    block = rows // 16 * 2 + rows // 2 % 2
+    hit = set(block[mask[:, joined]].tolist())
+    assert torch.equal(nans[3].cpu(), torch.tensor([int(number) in hit for number in block]))
+
+
+def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
+    """To Triton, where that serves: it gathers from memory what would be copied for less than one use."""
+    module = LINEAR
+    asked = []
+    monkeypatch.setattr(module, "other", lambda *of: asked.append(of) or reference)
+    sparse, dense = Operands(3, torch.zeros(40, 50, dtype=torch.bool)), Operands(3, random_mask(40, 50, 0.1))
+    sparse.results(backend)
+    assert asked
+    asked.clear()
+    dense.results(backend)
+    assert not asked
+
+
+def test_tiles_fit_into_shared_memory():
+    for shared_bytes in (99 * 1024, 163 * 1024, SHARED_BYTES):
+        for tokens in (16, 32, 64):
+            for minors in (1, 7, 8, 600, 900, 4096, 4097, 50000):
+                chunk = chunk_of(shared_bytes, tokens, minors)
+                chunks = -(-minors // chunk)
+                assert chunk <= 8192
+                assert min(chunks, 2) * chunk * tokens * 2 <= shared_bytes
+                assert chunk % 8 == 0 or chunks == 1
+    # Few tokens: small tiles, so that more processors have work.
+    few, _ = spmm_tile(64, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
+    many, chunk = spmm_tile(8192, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
+    assert few[1] < many[1]
+    assert chunk == chunk_of(SHARED_BYTES, many[0], 4096)
+
+
+# Layers
+
+
+def step(layer, name, images, other):
+    """Everything that a training step and an update compute with a layer's edges."""
+    x = images.clone().requires_grad_()
+    with sparsekern.backend(name):
+        y = layer(x)
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        ((y.square().sum()) + dx.square().sum()).backward()
+        grad = torch.autograd.grad(y.sum(), y)[0]
+        at_others = layer.weight_grad_at(grad, x.detach(), other)
+        with torch.inference_mode():
+            again = layer(images)
+    values = [y, dx, x.grad, layer.weight.grad, layer.bias.grad, at_others, again]
+    layer.zero_grad()
+    return [value.detach().clone() for value in values]
+
+
+def test_layers_train_as_with_other_backends():
+    torch.manual_seed(3)
+    layer = SparseLinear(20, 13, density=0.2, device=DEVICE)
+    images, other = torch.randn(2, 3, 20, device=DEVICE).bfloat16(), Pattern.random((13, 20), 30).to(DEVICE)
+    twins = step(layer, "reference", images, other)
+    for value, expected in zip(step(layer, "cuda", images, other), twins, strict=True):
+        assert_close(value, expected, 3e-2)  # twice through bfloat16
+
+
+def test_autocast():
+    layer = SparseLinear(20, 13, density=0.2, device=DEVICE)
+    x = torch.randn(5, 20, device=DEVICE, requires_grad=True)
+    with sparsekern.backend("cuda"), torch.autocast(DEVICE, torch.bfloat16):
+        y = layer(x)
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == x.grad.dtype == torch.float32
+    assert_close(y.float(), layer(x.detach()), 2e-2)
+
+
+def test_operators_under_torchs_checks():
+    operands = Operands(3, random_mask(5, 6, 0.5))
+    operands.x.requires_grad_()
+    with sparsekern.backend("cuda"):
+        arguments = operands.x, operands.w, operands.bias, *operands.topology
+        torch.library.opcheck(torch.ops.sparsekern.linear, arguments, test_utils=["test_schema", "test_faketensor"])
+        arguments = operands.grad, operands.x.detach(), operands.w, *operands.topology[:2]
+        torch.library.opcheck(torch.ops.sparsekern.linear_backward, arguments, test_utils="test_faketensor")
+
+
+def test_training_with_growth_makes_nothing_dense():
+    torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
+    torch.manual_seed(0)
+    options = {"density": 0.05, "device": DEVICE}
+    model = torch.nn.Sequential(SparseLinear(40, 150, **options), torch.nn.ReLU(), SparseLinear(150, 30, **options))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
+    before = model[0].row_indices.clone()
+    losses = []
+    x, target = torch.randn(7, 40, device=DEVICE), torch.randn(7, 30, device=DEVICE)
+    with sparsekern.backend("cuda"), forbid_dense(model):
+        for _ in range(4):
+            with torch.autocast(DEVICE, torch.bfloat16):
+                loss = torch.nn.functional.mse_loss(model(x).float(), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            growth.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not torch.equal(before, model[0].row_indices)
+
+
+def test_what_is_chosen():
+    layer = SparseLinear(4, 3, density=0.5, device=DEVICE)
+    with sparsekern.backend("cuda"):
+        assert sparsekern.backend_of(layer.bfloat16()) == "cuda"
+        assert sparsekern.backend_of(torch.empty(3, dtype=torch.float16, device=DEVICE)) == "cuda"
+        assert sparsekern.backend_of(layer.double()) == "reference"

@@ -10,7 +10,7 @@ import torch
 
 import sparsekern
 from sparsekern import SparseConv2d, SparseLinear
-from sparsekern.backends import choice, cpu, reference
+from sparsekern.backends import choice, cpu, cuda, reference
 
 has_triton = find_spec("triton") is not None
 
@@ -73,7 +73,7 @@ def test_blocks_nest_and_end_with_an_error():
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="name is 'gpu'; expected one of auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match="name is 'gpu'; expected one of auto, reference, cpu, triton, cuda"):
         sparsekern.backend("gpu").__enter__()
     with pytest.raises(TypeError, match="served is a str; expected a SparseLinear, a SparseConv2d or a tensor"):
         sparsekern.backend_of("cpu")
@@ -82,9 +82,10 @@ def test_wrong_names():
 
 
 def test_what_other_devices_are_given(monkeypatch):
-    cuda = torch.device("cuda")
+    device = torch.device("cuda")
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
-    assert choice.chosen("linear", torch.float32, cuda) == "reference"
+    monkeypatch.setattr(choice.cuda, "is_built", lambda: False)
+    assert choice.chosen("linear", torch.float32, device) == "reference"
     monkeypatch.setattr(choice, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     # A device of its own each: what one can do is asked once.
@@ -95,9 +96,40 @@ def test_what_other_devices_are_given(monkeypatch):
     assert choice.chosen("linear", torch.float16, torch.device("cuda", 75)) == "reference"
     with sparsekern.backend("cpu"):
         with pytest.raises(ValueError, match="'cpu' cannot take tensors on cuda"):
-            choice.chosen("linear", torch.float32, cuda)
+            choice.chosen("linear", torch.float32, device)
         with pytest.raises(ValueError, match="'cpu' cannot take tensors on cuda"):
             choice.cuda_products.linear(None)
+
+
+def test_the_cuda_kernels_where_triton_is_not(monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    # Devices that no other test asks about: what one can do is asked once.
+    with sparsekern.backend("auto"):
+        assert choice.cuda_products.linear is cuda.linear
+        assert choice.chosen("linear", torch.float16, torch.device("cuda", 91)) == "cuda"
+    with sparsekern.backend("cuda"):
+        assert choice.chosen("linear", torch.bfloat16, torch.device("cuda", 91)) == "cuda"
+        assert choice.chosen("linear", torch.float64, torch.device("cuda", 91)) in ("triton", "reference")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choice.chosen("linear", torch.float16, torch.device("cuda", 76)) == "reference"
+
+
+@pytest.mark.skipif(cuda.is_emulated(), reason="the CUDA kernels run on the CPU here")
+def test_the_cuda_kernels_take_no_tensors_on_the_cpu(monkeypatch):
+    layer = SparseLinear(4, 3, density=0.5)
+    monkeypatch.setattr(choice.cuda, "is_built", lambda: True)
+    with sparsekern.backend("cuda"):
+        for ask in (lambda: layer(torch.randn(2, 4)), lambda: sparsekern.backend_of(layer)):
+            with pytest.raises(ValueError, match="'cuda' cannot take tensors on the CPU; expected 'auto', 'cpu'"):
+                ask()
+
+
+def test_cuda_kernels_that_were_not_built(monkeypatch):
+    monkeypatch.setattr(choice.cuda, "is_built", lambda: False)
+    with pytest.raises(ImportError, match=r"this build has no CUDA kernels: .*SPARSEKERN_CUDA=1"):
+        sparsekern.backend("cuda").__enter__()
 
 
 @pytest.mark.skipif(not has_triton, reason="triton is not installed")
@@ -130,4 +162,4 @@ def test_the_environment_variable():
     process = imported("reference", "print(sparsekern.backend_of(sparsekern.SparseLinear(3, 3, density=1.0)))")
     assert process.stdout == "reference\n", process.stderr
     error = imported("fast").stderr
-    assert "ValueError: SPARSEKERN_BACKEND is 'fast'; expected one of auto, reference, cpu, triton" in error
+    assert "ValueError: SPARSEKERN_BACKEND is 'fast'; expected one of auto, reference, cpu, triton, cuda" in error

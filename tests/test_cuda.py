@@ -1,36 +1,186 @@
-"""The CUDA kernels: run thread by thread on the CPU, over csrc/cuda/emulation and under AddressSanitizer."""
+"""The CUDA kernels: run on the CPU, over csrc/cuda/emulation and under AddressSanitizer, compiled for GPUs that need
+not be there, and run on one that is.
+"""
 
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import compiled_cuda
 import emulated_cuda
 import pytest
+import torch
 
 TESTS = Path(__file__).parent
 
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    return emulated_cuda.build(tmp_path_factory.mktemp("emulated"))
+sanitized = pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ compiler has no AddressSanitizer")
 
 
-@pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ compiler has no AddressSanitizer")
-def test_kernels_emulated_under_address_sanitizer(emulated):
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("SPARSEKERN_")},
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
-        "SPARSEKERN_EMULATED_CUDA": str(emulated),
-        "LD_PRELOAD": emulated_cuda.preload(),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-        "OMP_NUM_THREADS": "1",
-    }
-    tests = [str(TESTS / name) for name in ("running_cuda.py", "running_cuda_tiles.py")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
-    process = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+def run(environment):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARSEKERN_")}
+    path = os.pathsep.join([str(TESTS.parent), inherited.get("PYTHONPATH", "")])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--capture=sys",
+        str(TESTS / "running_cuda.py"),
+        str(TESTS / "running_cuda_tiles.py"),
+    ]
+    process = subprocess.run(
+        command, env={**inherited, "PYTHONPATH": path, **environment}, cwd=TESTS.parent, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     assert re.search(r"^\d+ passed", process.stdout, re.MULTILINE), process.stdout
     assert "skipped" not in process.stdout, process.stdout
+
+
+@sanitized
+def test_kernels_emulated_under_address_sanitizer(tmp_path):
+    run(
+        {
+            "SPARSEKERN_EMULATED_CUDA": str(emulated_cuda.build(tmp_path)),
+            "LD_PRELOAD": emulated_cuda.preload(),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("sparsekern._cuda") is None,
+    reason="there is no GPU, or no CUDA kernels in this build: they are only emulated here",
+)
+def test_kernels_on_the_gpu():
+    run({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+
+
+# The emulation: what it is there to catch, it catches.
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    return emulated_cuda.build_program(TESTS / "emulation_faults.cpp", tmp_path_factory.mktemp("faults"))
+
+
+def faulty(program, name, seed=0):
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([program, name, str(seed)], env=environment, capture_output=True, text=True)
+
+
+FAULTS = {
+    "past-shared": "AddressSanitizer: heap-buffer-overflow",
+    "past-global": "AddressSanitizer: heap-buffer-overflow",
+    "divergent-barrier": "error: threads of block (0, 0, 0) wait for ever: 0:barrier",
+    "lanes-apart": "error: lanes of one warp are in ballot and in shuffle_xor",
+    "misaligned-matrix": "error: load_matrices: byte 8 of 256 bytes of shared memory, wanted 16, aligned to 16",
+    "too-much-shared": "error: too-much-shared: no GPU starts 64 threads with 1048576 bytes of shared memory",
+}
+
+
+@sanitized
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_reported(faults, name):
+    process = faulty(faults, name)
+    assert process.returncode != 0
+    assert FAULTS[name] in process.stdout + process.stderr
+    right = faulty(faults, f"{name}-right")
+    assert right.returncode == 0, right.stdout + right.stderr
+    assert right.stdout.split() == ["1" if name != "too-much-shared" else "2"] * 64
+
+
+@sanitized
+@pytest.mark.parametrize(("name", "right"), [("no-wait", "2"), ("unwritten-shared", "2")])
+def test_what_nobody_has_written_is_nan(faults, name, right):
+    wrong = faulty(faults, name).stdout.split()
+    assert len(wrong) == 64
+    assert all("nan" in value for value in wrong)
+    assert faulty(faults, f"{name}-right").stdout.split() == [right] * 64
+
+
+@sanitized
+def test_races_show_in_another_order_of_threads(faults):
+    results = {faulty(faults, "race", seed).stdout for seed in range(3)}
+    assert len(results) == 3
+    assert {faulty(faults, "race-right", seed).stdout for seed in range(3)} == {"64 " * 64 + "\n"}
+
+
+# What nvcc makes of the kernels.
+
+needs_nvcc = pytest.mark.skipif(
+    compiled_cuda.find_nvcc() is None, reason="there is no nvcc, so the CUDA kernels are not compiled for GPUs here"
+)
+
+# Threads of a block, and blocks that a multiprocessor is to hold of its 65,536 registers.
+BLOCKS = {
+    "transpose_kernel": (256, 4),
+    "transpose_halves_kernel": (256, 4),
+    "count_kernel": (256, 4),
+    "fill_kernel": (256, 3),
+    "pack_kernel": (256, 8),
+    "spmm_kernel": (512, 1),
+    "sddmm_kernel": (512, 1),
+    "add_kernel": (256, 8),
+    "pack_edges_kernel": (256, 4),
+    "gather_kernel": (384, 2),
+    "gather_half_kernel": (384, 2),
+    "inner_kernel": (384, 1),
+    "inner_half_kernel": (384, 1),
+    "add_slices_kernel": (256, 4),
+}
+# Instructions for a group of 16 slots, by the tokens of a tile.
+INSTRUCTIONS = {16: 26, 32: 30, 64: 40}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return compiled_cuda.build(tmp_path_factory.mktemp("compiled"))
+
+
+@needs_nvcc
+def test_kernels_compile_within_their_budgets(compiled):
+    kernels = compiled_cuda.kernels(*compiled)
+    assert {kernel.arch for kernel in kernels} == set(compiled_cuda.ARCHS)
+    assert {kernel.name.split("<")[0] for kernel in kernels} == set(BLOCKS)
+    for kernel in kernels:
+        threads, blocks = BLOCKS[kernel.name.split("<")[0]]
+        assert kernel.spilled_bytes == kernel.stack_bytes == kernel.shared_bytes == 0, kernel
+        # Registers are given to a warp 256 at a time.
+        assert -(-kernel.registers // 8) * 8 * threads * blocks <= 65536, kernel
+        if kernel.operations is None:
+            continue
+        assert len(kernel.operations) > 20, kernel
+        assert not [name for name in kernel.operations if name.startswith(("LDL", "STL"))], kernel
+
+
+@needs_nvcc
+@pytest.mark.skipif(compiled_cuda.find_cuobjdump() is None, reason="there is no cuobjdump to read machine code with")
+def test_a_group_of_slots_takes_few_instructions(compiled):
+    kernels = compiled_cuda.kernels(*compiled)
+    products = [kernel for kernel in kernels if kernel.name.startswith("spmm_kernel")]
+    assert len(products) == len(compiled_cuda.ARCHS) * 2 * 4
+    for kernel in products:
+        tokens = int(re.search(r", (\d+), (\d+)>", kernel.name)[1])
+        assert kernel.group_loops, kernel.name
+        for instructions, multiplications in kernel.group_loops:
+            assert instructions / (multiplications / (tokens / 16)) <= INSTRUCTIONS[tokens], kernel.name
+
+
+@needs_nvcc
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_without_a_driver_the_module_imports_and_says_what_is_missing(compiled):
+    module, _ = compiled
+    code = (
+        f"import importlib.util as u; s = u.spec_from_file_location('_cuda', {str(module)!r}); "
+        "m = u.module_from_spec(s); s.loader.exec_module(m); print('imported'); "
+        "m.transpose(m.Queue(0, 0), 0, 1, 1, 1, 0, 16, 4)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout == "imported\n"
+    assert re.search(r"RuntimeError: CUDA, transpose: .*driver", process.stderr), process.stderr

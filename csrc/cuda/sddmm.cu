@@ -33,7 +33,8 @@ sddmm_kernel(Operands<T> o) {
   char* const shared = shared_memory();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t split = blockIdx.x % o.splits, first = blockIdx.x / o.splits * kSddmmBlock;
-  if (first >= *o.groups) return;
+  const int64_t groups = *o.groups;
+  if (first >= groups) return;
   const int32_t chunk = o.lists[first] / (o.blocks + 1);
   const int64_t first_minor = static_cast<int64_t>(chunk) * o.chunk;
   const int features = static_cast<int>(o.minors - first_minor < o.chunk ? o.minors - first_minor : o.chunk);
@@ -45,7 +46,7 @@ sddmm_kernel(Operands<T> o) {
 
   // Lane q has the list of the warp's group q; those without one come last.
   const int64_t own = first + warp * kGroups;
-  const int32_t list = o.lists[own + lane % kGroups];
+  const int32_t list = own + lane % kGroups < groups ? o.lists[own + lane % kGroups] : -1;
   const unsigned used = ballot(list >= 0) & ((1u << kGroups) - 1);
   const int count = count_bits(used);
   const int32_t list_before = shuffle(list, (lane + kWarp - 1) % kWarp);
@@ -54,7 +55,7 @@ sddmm_kernel(Operands<T> o) {
   // The rows that the lane addresses, of slot lane % 16 and unit lane / 16.
   uint32_t rows[kGroups];
   SK_UNROLL for (int q = 0; q < kGroups; ++q) {
-    const uint32_t place = o.places[(own + q) * kGroup + memory_of(lane % 16)];
+    const uint32_t place = q < count ? o.places[(own + q) * kGroup + memory_of(lane % 16)] : 0;
     rows[q] = unit_offset<kTokens>(place & kMinorMask, lane / 16);
   }
 
@@ -95,11 +96,12 @@ sddmm_kernel(Operands<T> o) {
 
   // Slot g (and g + 8) has its sum where its place is: in lane place / 2 of four.
   SK_UNROLL for (int q = 0; q < kGroups; ++q) {
+    if (q >= count) break;
     SK_UNROLL for (int half = 0; half < 2; ++half) {
       const int64_t slot = (own + q) * kGroup + memory_of(lane / 4 + half * 8);
       const int place = o.places[slot] >> kPlaceShift;
       const float sum = place % 2 ? sums[q][2 * half + 1] : sums[q][2 * half];
-      if (q < count && place / 2 == lane % 4) o.partial[split * o.slots + slot] = sum;
+      if (place / 2 == lane % 4) o.partial[split * o.slots + slot] = sum;
     }
   }
 }
@@ -154,12 +156,12 @@ void add(const Queue& queue, int64_t splits, const SddmmArguments& a) {
 
 }  // namespace
 
-int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, int tile_tokens) {
-  constexpr int64_t kMost = 32, kStart = 2;  // a block's beginning and end cost as much as so many tiles
+int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, int tile_tokens, int64_t most) {
+  constexpr int64_t kStart = 2;  // a block's beginning and end cost as much as so many tiles
   const int64_t tiles = ceil_div(tokens, tile_tokens), runs = ceil_div(most_groups, kSddmmBlock);
   const int64_t processors = processors_of(queue);
   int64_t best = 1, least = INT64_MAX;
-  for (int64_t splits = 1; splits <= std::min(tiles, kMost); ++splits) {
+  for (int64_t splits = 1; splits <= std::min(tiles, most); ++splits) {
     const int64_t time = ceil_div(runs * splits, processors) * (ceil_div(tiles, splits) + kStart);
     if (time < least) best = splits, least = time;
   }

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.backends import cpu, reference, triton
+from sparsekern.backends import cpu, cuda, reference, triton
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton}
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
 NAMES = ("auto", *BACKENDS)
 VARIABLE = "SPARSEKERN_BACKEND"
 
@@ -27,9 +27,19 @@ cpu_products = SimpleNamespace()
 cuda_products = SimpleNamespace()
 _current = "auto"
 
+# What "auto" takes for CUDA tensors: the first of these that is there. Triton first, as neither has run on a GPU and
+# Triton's machine code comes from a compiler that many use; measurements are to decide.
+_PREFERRED_ON_CUDA = ("triton", "cuda", "reference")
+
 # linear_direct(x, w, bias, *topology): the short way of small products, see backends/_cpu_linear.py; None where the
 # choice or the arguments allow none.
 linear_direct: Callable[..., Tensor | None]
+
+
+def _is_there(name: str) -> bool:
+    if name == "triton":
+        return find_spec("triton") is not None
+    return cuda.is_built() if name == "cuda" else True
 
 
 def _for_device(name: str, device_type: str) -> str:
@@ -39,7 +49,7 @@ def _for_device(name: str, device_type: str) -> str:
     if name == "auto":
         if device_type == "cpu":
             return "cpu"
-        return "triton" if find_spec("triton") else "reference"
+        return next(backend for backend in _PREFERRED_ON_CUDA if _is_there(backend))
     if name == "cpu" and device_type != "cpu":
         raise ValueError(
             f"backend 'cpu' cannot take tensors on {device_type}; expected 'auto', 'triton' or 'reference', or tensors "
@@ -49,6 +59,11 @@ def _for_device(name: str, device_type: str) -> str:
         raise ValueError(
             "backend 'triton' cannot take tensors on the CPU; expected 'auto', 'cpu' or 'reference', or "
             "TRITON_INTERPRET=1 in the environment before triton is imported, for its (slow) interpreter"
+        )
+    if name == "cuda" and device_type == "cpu" and not cuda.is_emulated():
+        raise ValueError(
+            "backend 'cuda' cannot take tensors on the CPU; expected 'auto', 'cpu' or 'reference', or tensors on a "
+            "CUDA device"
         )
     return name
 
@@ -65,8 +80,13 @@ def _refusing(error: ValueError) -> Callable[..., Any]:
 def _checked(name: str, source: str) -> str:
     if name not in NAMES:
         raise ValueError(f"{source} is {name!r}; expected one of {', '.join(NAMES)}")
-    if name == "triton" and find_spec("triton") is None:
+    if name == "triton" and not _is_there(name):
         raise ImportError(f'{source} is "triton", which is not installed: pip install "torch==<yours>" triton')
+    if name == "cuda" and not _is_there(name):
+        raise ImportError(
+            f'{source} is "cuda", but this build has no CUDA kernels: where nvcc is installed, SPARSEKERN_CUDA=1 pip '
+            "install --no-build-isolation --force-reinstall --no-deps . (see docs/gpu.md)"
+        )
     return name
 
 
@@ -88,16 +108,17 @@ def backend(name: str) -> Iterator[None]:
     """Within the ``with`` block, the products with sparse weights are computed by this backend.
 
     Args:
-        name: "auto" (C++ kernels for CPU tensors; for CUDA tensors Triton's where triton is installed, else the
-            reference), "cpu", "triton" or "reference" (plain torch: slow, any device). What Triton has no kernel for
-            (float64, convolutions, GPUs before sm_80) goes through the reference.
+        name: "auto" (C++ kernels for CPU tensors; for CUDA tensors Triton's where triton is installed, else the CUDA
+            kernels where they were built, else the reference), "cpu", "triton", "cuda" or "reference" (plain torch:
+            slow, any device). What Triton has no kernel for (float64, GPUs before sm_80) goes through the reference,
+            what the CUDA backend has none for through Triton or the reference.
 
     The choice holds for all threads of the process, and for what is computed within the block: a backward pass after it
     goes its own way. Outside of any block the environment variable SPARSEKERN_BACKEND says, by default "auto".
 
     Raises:
         ValueError: at once for another name; from the product, where the backend cannot take tensors of that device.
-        ImportError: "triton" where it is not installed.
+        ImportError: "triton" where it is not installed, "cuda" where it was not built.
     """
     _checked(name, "name")
     before = _current
@@ -115,6 +136,8 @@ def chosen(product: str, dtype: torch.dtype, device: torch.device) -> str:
         ValueError: where the backend that was asked for cannot take tensors of that device.
     """
     name = _for_device(_current, device.type)
+    if name == "cuda" and not cuda.serves(product, dtype, device):
+        return cuda.other(product, dtype, device).__name__.rpartition(".")[2]
     return "reference" if name == "triton" and not triton.serves(product, dtype, device) else name
 
 

@@ -10,7 +10,7 @@ from sparsekern.nn.linear import SparseLinear
 
 
 def backend_of(served: Any) -> str:
-    """The backend that now computes the products of a layer or a tensor: "cpu", "triton" or "reference".
+    """The backend that now computes the products of a layer or a tensor: "cpu", "triton", "cuda" or "reference".
 
     Args:
         served: a SparseLinear or SparseConv2d, asked with activations of its weight's dtype, or a tensor, taken as a

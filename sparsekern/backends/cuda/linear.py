@@ -2,7 +2,7 @@
 the reference's.
 
 Forward is a sum along the rows of W, the input's gradient one along its columns: the same kernel, on the slots of the
-edges by row and by column. The values' gradient goes by column as well. Everything else is Triton's or the reference's.
+edges by row and by column. The values' gradient goes by column as well.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,9 +20,10 @@ from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
 
 _MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
-# At a lower density a thread block of the largest tile, 1024 majors, brings most activations into shared memory for less
+# At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
 # than one edge each: a gather from memory moves less.
 _LEAST_DENSITY = 1 / 1024
+_MOST_SPLITS = 16  # of the tokens, each with sums of its own
 
 linear_direct = reference.linear_direct
 
@@ -32,12 +33,11 @@ def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | 
     nnz, columns = row.numel(), ccol.numel() - 1
     if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) >= _MOST:
         return other("linear", x.dtype, x.device)
-    if x.dtype == torch.float32:
-        return linear_float32
     if nnz < _LEAST_DENSITY * rows * columns:
         backend = other("linear", x.dtype, x.device)
-        return backend if backend is not reference else None
-    return None
+        if backend is not reference:
+            return backend
+    return linear_float32 if x.dtype == torch.float32 else None
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
@@ -89,7 +89,9 @@ def _at_edges(gathered: ByFeature, stationary: ByFeature, made: Layout, nnz: int
     module, x = kernels(), gathered.tensor
     out = torch.empty(nnz, dtype=dtype, device=x.device)
     queue, tokens = queue_of(x), sddmm_tokens(gathered.tokens)
-    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens)
+    # Their sums are never of the dense weight's size.
+    most = x.shape[0] * stationary.tensor.shape[0] // (2 * made.places.numel())
+    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens, min(_MOST_SPLITS, most))
     partial = torch.empty(splits * made.places.numel(), device=x.device)
     module.sddmm(
         queue,

@@ -54,16 +54,16 @@ def layout(pointers: Tensor, minors: Tensor, permutation: Tensor | None, size: i
         minors: (nnz,) int32, ascending within each major.
         permutation: (nnz,), as the pointers: the edge at each place; None: the place itself.
         chunk: minors of a chunk.
-        filled: each chunk's groups are made a multiple of this.
+        filled: where there are several chunks, each one's groups are made a multiple of this.
     """
     tensors = [tensor for tensor in (pointers, permutation, minors) if tensor is not None]
     known = _kept.get(*tensors)
     if known is None:
         known = {}
         _kept.put(known, *tensors)
-    key = chunk, filled
+    key = chunk, filled if size > chunk else 1
     if key not in known:
-        known[key] = _made(pointers, minors, permutation, size, chunk, filled)
+        known[key] = _made(pointers, minors, permutation, size, *key)
     return known[key]
 
 
