@@ -1,33 +1,53 @@
 """Run by test_cuda.py in a process of its own: the products over tiles (conv2d, and linear in float32) against their
-twins."""
+twins, emulated or on a GPU as in running_cuda.py.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_conv2d_kernels import Problem, assert_near, random_problem
 
+import sparsekern
+from sparsekern import SparseConv2d, SparseLinear
 from sparsekern.backends import cuda, reference
 from sparsekern.backends.cuda import gather, inner
-from sparsekern.backends.cuda.extension import kernels
-from sparsekern.backends.cuda.linear import linear, linear_backward
+from sparsekern.backends.cuda.extension import is_emulated, kernels
 from sparsekern.backends.cuda.products import Operand, sum_plan
 from sparsekern.backends.cuda.tiles import Shape
+from sparsekern.testing import forbid_dense
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
+DEVICE = "cpu" if is_emulated() else "cuda"
 HALVES = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, *HALVES]
 LITTLE = 9000  # bytes of shared memory: chunks of few channels, and tiles of few tokens
 MUCH = 227 * 1024
 
 
+def emulate(order_seed=0, shared_bytes=MUCH):
+    """Another order of threads and another GPU, where there is none."""
+    if is_emulated():
+        kernels().emulate(order_seed, shared_bytes)
+
+
 @pytest.fixture(autouse=True)
-def emulated():
+def a_large_gpu():
+    emulate()
     yield
-    kernels().emulate()
+    emulate()
+
+
+def placed(problem):
+    """The problem with its tensors on the device."""
+    for name, value in vars(problem).items():
+        if isinstance(value, torch.Tensor):
+            setattr(problem, name, value.to(DEVICE))
+    return problem
 
 
 def check(problem, backend=cuda):
+    placed(problem)
     expected = problem.results(reference)
     for name, result in problem.results(backend).items():
         assert result.dtype == expected[name].dtype, name
@@ -68,14 +88,14 @@ def named_problem(name, dtype=torch.float32, density=0.3, **options):
 @pytest.mark.parametrize("name", NAMED)
 def test_conv2d(name):
     for order, dtype in enumerate(FLOATS):
-        kernels().emulate(order_seed=order, shared_bytes=MUCH if order % 2 else LITTLE)
+        emulate(order_seed=order, shared_bytes=MUCH if order % 2 else LITTLE)
         check(named_problem(name, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_conv2d_of_random_geometries(dtype):
     for seed in range(8):
-        kernels().emulate(order_seed=seed, shared_bytes=LITTLE if seed % 2 else MUCH)
+        emulate(order_seed=seed, shared_bytes=LITTLE if seed % 2 else MUCH)
         problem = random_problem(100 * FLOATS.index(dtype) + seed, dtype, max_batch=11)
         if problem.grad.numel() + problem.x.numel() < 20_000:
             check(problem)
@@ -94,11 +114,11 @@ def test_half_activations_with_float32_values_and_int64_pointers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", ["stride 2 odd", "few images"])
 def test_results_depend_on_neither_order_nor_strides(name, dtype):
-    problem = named_problem(name, dtype)
+    problem = placed(named_problem(name, dtype))
     expected = problem.results(cuda)
     plain = problem.x, problem.grad
-    kernels().emulate(order_seed=7)
-    spread = [torch.full((*t.shape, 2), torch.nan, dtype=dtype)[..., 0].copy_(t) for t in plain]
+    emulate(order_seed=7)
+    spread = [torch.full((*t.shape, 2), torch.nan, dtype=dtype, device=DEVICE)[..., 0].copy_(t) for t in plain]
     last = [t.contiguous(memory_format=torch.channels_last) for t in plain]
     swapped = [t.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2) for t in plain]
     for problem.x, problem.grad in (plain, spread, last, swapped):
@@ -114,7 +134,7 @@ def test_only_what_edges_join_is_read(shape, dtype):
     problem = Problem(torch.randn(shape).to(dtype), 4, ((1, 1), (2, 2), (0, 0), (1, 1), 1), 1.0)
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[2], mask[:, 1] = False, False
-    problem = restricted(problem, mask)
+    problem = placed(restricted(problem, mask))
     expected = problem.results(cuda)
     problem.x[:, 1], problem.x[:, :, 1::2], problem.x[:, :, :, 1::2] = torch.nan, torch.inf, torch.nan
     problem.grad[:, 2] = torch.nan
@@ -142,9 +162,10 @@ class Matrices:
     def __init__(self, tokens, columns, rows, density):
         torch.manual_seed(tokens)
         problem = Problem(torch.randn(1, columns, 1, 1), rows, ((1, 1), (1, 1), (0, 0), (1, 1), 1), density)
+        placed(problem)
         self.csc, self.csr = (problem.ccol, problem.row), (problem.crow, problem.col, problem.perm)
         self.w, self.bias = problem.w, problem.bias
-        self.x, self.grad = torch.randn(tokens, columns), torch.randn(tokens, rows)
+        self.x, self.grad = (torch.randn(tokens, features).to(DEVICE) for features in (columns, rows))
 
     def results(self, products):
         y = products.linear(self.x, self.w, self.bias, *self.csc, *self.csr)
@@ -154,7 +175,7 @@ class Matrices:
 @pytest.mark.parametrize("shape", [(1, 5, 3), (33, 70, 45), (130, 20, 200), (17, 300, 9), (0, 4, 4), (5, 6, 1)])
 def test_linear_in_float32(shape):
     for seed, density in enumerate((0.0, 0.1, 1.0)):
-        kernels().emulate(order_seed=seed, shared_bytes=LITTLE if seed == 1 else MUCH)
+        emulate(order_seed=seed, shared_bytes=LITTLE if seed == 1 else MUCH)
         operands = Matrices(*shape, density)
         for value, expected in zip(operands.results(cuda), operands.results(reference), strict=True):
             assert value.is_contiguous()
@@ -165,18 +186,19 @@ def test_linear_in_float32(shape):
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
 def test_linear_without_rows_or_columns(shape):
     rows, columns = shape
-    empty = torch.zeros(0, dtype=torch.int32)
-    csc = torch.zeros(columns + 1, dtype=torch.int32), empty
-    y = linear(torch.ones(3, columns), torch.ones(0), torch.ones(rows), *csc, torch.zeros(rows + 1).int(), empty, empty)
-    assert torch.equal(y, torch.ones(3, rows))
-    dx, dw, _ = linear_backward(torch.ones(3, rows), torch.ones(3, columns), torch.ones(0), *csc, None)
-    assert torch.equal(dx, torch.zeros(3, columns))
+    empty = torch.zeros(0, dtype=torch.int32, device=DEVICE)
+    ccol, crow = (torch.zeros(n + 1, dtype=torch.int32, device=DEVICE) for n in (columns, rows))
+    x, grad, bias = (torch.ones(*n, device=DEVICE) for n in ((3, columns), (3, rows), (rows,)))
+    y = cuda.linear(x, empty.float(), bias, ccol, empty, crow, empty, empty)
+    assert torch.equal(y, torch.ones_like(grad))
+    dx, dw, _ = cuda.linear_backward(grad, x, empty.float(), ccol, empty, None)
+    assert torch.equal(dx, torch.zeros_like(x))
     assert dw.shape == (0,)
 
 
 def test_layouts_are_kept_and_follow_a_topology_that_changes():
-    problem = named_problem("3x3", torch.bfloat16)
-    check(problem)
+    problem = placed(named_problem("3x3", torch.bfloat16))
+    problem.results(cuda)
     made = []
     operand = Operand(problem.x)
     shape = Shape(16, 4, (5, 6), 5, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1)
@@ -202,6 +224,32 @@ LAYERS = [
 ]
 
 
+def test_training_with_growth_makes_nothing_dense():
+    torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        SparseConv2d(20, 30, 3, stride=2, density=0.05, device=DEVICE),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        SparseLinear(270, 40, density=0.05, device=DEVICE),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
+    before = [model[0].row_indices.clone(), model[3].row_indices.clone()]
+    x, target, losses = torch.randn(8, 20, 7, 7, device=DEVICE), torch.randn(8, 40, device=DEVICE), []
+    with sparsekern.backend("cuda"), forbid_dense(model):
+        assert sparsekern.backend_of(model[0]) == sparsekern.backend_of(model[3]) == "cuda"
+        for _ in range(3):
+            loss = torch.nn.functional.mse_loss(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            growth.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not any(map(torch.equal, before, [model[0].row_indices, model[3].row_indices]))
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", LAYERS)
 def test_plans_of_networks_fit_their_gpus(shape, half):
@@ -225,8 +273,9 @@ def test_plans_of_networks_fit_their_gpus(shape, half):
 
 
 def test_a_kernel_of_more_taps_than_shared_memory_holds_goes_elsewhere():
-    kernels().emulate(shared_bytes=2500)
+    emulate(shared_bytes=2500)
     problem = Problem(torch.randn(2, 1, 30, 30), 1, ((23, 23), (1, 1), (0, 0), (1, 1), 1), 0.1)
     shape = Shape(2, 1, (30, 30), 1, (8, 8), (23, 23))
-    assert sum_plan(shape, False, problem.row, Operand(problem.x)) is None
+    assert gather.plan_gather(shape, False, False, problem.row.numel(), 2500, 2) is None
+    assert inner.plan_inner(shape, False, problem.row.numel(), 2500, 2) is None
     check(problem)

@@ -119,6 +119,12 @@ BLOCKS = {
     "spmm_kernel": (512, 1),
     "sddmm_kernel": (512, 1),
     "add_kernel": (256, 8),
+    "pack_edges_kernel": (256, 4),
+    "gather_kernel": (384, 2),
+    "gather_half_kernel": (384, 2),
+    "inner_kernel": (384, 1),
+    "inner_half_kernel": (384, 1),
+    "add_slices_kernel": (256, 4),
 }
 # Instructions for a group of 16 slots, by the tokens of a tile.
 INSTRUCTIONS = {16: 26, 32: 30, 64: 40}

@@ -2,7 +2,7 @@
 the reference's.
 
 Forward is a sum along the rows of W, the input's gradient one along its columns: the same kernel, on the slots of the
-edges by row and by column. The values' gradient goes by column as well. Everything else is Triton's or the reference's.
+edges by row and by column. The values' gradient goes by column as well.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -33,12 +33,11 @@ def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | 
     nnz, columns = row.numel(), ccol.numel() - 1
     if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) >= _MOST:
         return other("linear", x.dtype, x.device)
-    if x.dtype == torch.float32:
-        return linear_float32
     if nnz < _LEAST_DENSITY * rows * columns:
         backend = other("linear", x.dtype, x.device)
-        return backend if backend is not reference else None
-    return None
+        if backend is not reference:
+            return backend
+    return linear_float32 if x.dtype == torch.float32 else None
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
