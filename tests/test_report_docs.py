@@ -17,8 +17,9 @@ def test_its_python_runs(capsys, one_thread):
 
 def test_it_names_all_columns():
     named = set(re.findall(r"`([\w.]+)`", TEXT))
-    for column in {*TOPOLOGY, *LAYERS, *RESOURCES}:
+    assert "fan_out_..." in named
+    for column in {*TOPOLOGY, *LAYERS, *RESOURCES} - {"layer", "epoch"}:
         side, _, figure = column.rpartition("_")
-        spread = side in ("fan_in", "fan_out") and (f"_{figure}" in named or column in named)
-        assert column in named or spread or column in ("layer", "epoch"), column
+        spread = side in ("fan_in", "fan_out") and {f"_{figure}", f"fan_in_{figure}"} & named
+        assert column in named or spread, column
     assert {"lr", "seconds", "replaced_share", "grad_norm"} <= named & set(METRICS)
