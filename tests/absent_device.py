@@ -1,7 +1,8 @@
 """Whole updates on a device that is not there: `python tests/absent_device.py METHOD ...`, in a process of its own.
 
 Its tensors have no contents: an operator whose result the host reads, or whose sizes depend on contents, raises. Writes
-how many transfers to the host were made before and in an update's end, how many operators were seen, and what became of each layer.
+how many transfers to the host were made before an update's end and with it, how many operators were seen, and what
+became of each layer.
 """
 
 import json
