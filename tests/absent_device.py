@@ -1,7 +1,8 @@
 """Whole updates on a device that is not there: `python tests/absent_device.py METHOD ...`, in a process of its own.
 
 Its tensors have no contents: an operator whose result the host reads, or whose sizes depend on contents, raises. Writes
-how many transfers to the host each of two updates made, how many operators were seen, and what became of each layer.
+how many transfers to the host were made before an update's end and with it, how many operators were seen, and what
+became of each layer.
 """
 
 import json
@@ -48,7 +49,7 @@ def run(method):
         return [1] * values.numel()
 
     numbers.transferred = transferred
-    model, counts, shapes = network(), [], {}
+    model, shapes = network(), {}
     for layer in find_sparse_layers(model).values():
         layer.watcher = lambda layer, x, grad: shapes.update({layer: (x.shape, grad.shape)})
     model(images()).square().mean().backward()
@@ -64,19 +65,17 @@ def run(method):
     # Whether it has the same edges, no one can say.
     growth.followers.append(find_sparse_layers(average))
     with fake, NoWait(DEVICE) as watched:
-        for _ in range(2):
-            # What backward does of an update; autograd itself asks for the device.
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-            for layer in reversed(growth.layers.values()):
-                if growth.needs_backward:
-                    layer.watcher(layer, *(torch.empty(shape, device=DEVICE) for shape in shapes[layer]))
-            optimizer.step()
-            before = len(transfers)
-            updates = growth.step()
-            counts.append((before, len(transfers)))
+        # What backward does of an update; autograd itself asks for the device.
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        for layer in reversed(growth.layers.values()):
+            if growth.needs_backward:
+                layer.watcher(layer, *(torch.empty(shape, device=DEVICE) for shape in shapes[layer]))
+        optimizer.step()
+        before = len(transfers)
+        updates = growth.step()
     return {
-        "transfers": counts,
+        "transfers": (before, len(transfers)),
         "operators": watched.operators,
         "layers": [(update.layer, update.replaced, update.skipped) for update in updates],
     }

@@ -158,17 +158,18 @@ def prepared(method):
 def test_a_device_is_waited_for_once_in_an_update():
     """On tensors without contents, where an operator whose result or size depends on these raises."""
     script = Path(__file__).with_name("absent_device.py")
+    methods = ["grabo", "graest", "set", "rigl"]
     paths = os.pathsep.join((str(script.parents[1]), str(script.parent)))
     done = subprocess.run(
-        [sys.executable, script, *METHODS], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+        [sys.executable, script, *methods], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found) == list(METHODS)
+    assert list(found) == methods
     for seen in found.values():
-        assert seen["transfers"] == [[0, 1], [1, 2]]
+        assert seen["transfers"] == [0, 1]
         assert seen["layers"] == [[name, 1, ""] for name in ("0", "3", "5", "7")]
-        assert seen["operators"] > 200
+        assert seen["operators"] > 1000
 
 
 @pytest.mark.parametrize("method", METHODS)
