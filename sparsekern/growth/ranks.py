@@ -70,7 +70,7 @@ class Ranks:
         # Bytes: gloo does not know every dtype.
         content = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         if content.numel():
-            dist.broadcast(content.view(torch.uint8), self.members[0], group=self._group)
+            dist.broadcast(content.view(-1).view(torch.uint8), self.members[0], group=self._group)
         return content
 
     def add_up(self, tensor: Tensor) -> Tensor:
