@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/.installed
 endif
 
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
 .PHONY: train test bench gpu sanitize lint build clean
 

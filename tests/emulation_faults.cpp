@@ -1,5 +1,5 @@
-// Kernels with a mistake each, for test_cuda.py: `faults NAME SEED` runs one over the emulation, with threads in the order
-// of the seed, and prints what it computed. With a fix (NAME-right), the same without the mistake.
+// Kernels with a mistake each, for test_cuda.py: `faults NAME SEED` runs one over the emulation, with threads in the
+// order of the seed, and prints what it computed. With a fix (NAME-right), the same without the mistake.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>

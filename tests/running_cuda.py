@@ -140,7 +140,8 @@ def memory_of(slot):
 
 def assert_holds(made, values, edge_of):
     """Each edge has one slot, with its value; others add nothing and read what their group reads."""
-    slots = packed(made, values, torch.float16).cpu().long() & 0xFFFFFFFF
+    slots = (packed(made, values, torch.float16).cpu().long() & 0xFFFFFFFF).tolist()
+    rounded = values.half().cpu().view(torch.int16).long().bitwise_and(0xFFFF).tolist()
     pointers, edges, lists = made.pointers.tolist(), made.edges.tolist(), made.lists.tolist()
     joined = {minor for _, minor in edge_of}
     blocks, seen, wavefronts = made.cut.blocks, set(), 0
@@ -151,7 +152,7 @@ def assert_holds(made, values, edge_of):
             assert lists[group] == (number if block < blocks else -1)
             for octet in (range(8), range(8, 16)):
                 places = [group * GROUP + memory_of(slot) for slot in octet]
-                read = {chunk * made.chunk + int(slots[place] & 0x1FFF) for place in places}
+                read = {chunk * made.chunk + (slots[place] & 0x1FFF) for place in places}
                 if block < blocks:
                     wavefronts += max(sum(minor % 8 == least for minor in read) for least in range(8))
                 for place in places:
@@ -159,11 +160,11 @@ def assert_holds(made, values, edge_of):
                     if edges[place] < 0:
                         assert value == 0
                         continue
-                    of_block = int(slots[place] >> 13) & 7
+                    of_block = slots[place] >> 13 & 7
                     major = block // 2 * 16 + of_block // 2 * 4 + block % 2 * 2 + of_block % 2
-                    minor = chunk * made.chunk + int(slots[place] & 0x1FFF)
+                    minor = chunk * made.chunk + (slots[place] & 0x1FFF)
                     assert edge_of[major, minor] == edges[place]
-                    assert value.view(1).to(torch.int16).view(torch.float16) == values[edges[place]].half()
+                    assert value == rounded[edges[place]]
                     seen.add(edges[place])
                 if block < blocks and any(edges[place] >= 0 for place in places):
                     assert read <= joined
@@ -255,14 +256,14 @@ def test_each_tile(tile, monkeypatch):
     assert_close(backend.linear(*arguments), reference.linear(*arguments), 1e-2)
 
 
-@pytest.mark.parametrize("chunk", [8, 24, 32])
+@pytest.mark.parametrize("chunk", [8, 24])
 def test_columns_beyond_a_chunk(chunk, monkeypatch):
     emulate(order_seed=1)
     for module in (CUTS, LINEAR):
         monkeypatch.setattr(module, "chunk_of", lambda *shape: chunk)
     spmm_tile.cache_clear()
     for tokens in (9, 65):
-        assert_equal_their_twins(Operands(tokens, random_mask(70, 61, 0.2), torch.float16))
+        assert_equal_their_twins(Operands(tokens, random_mask(36, 43, 0.2), torch.float16))
     spmm_tile.cache_clear()
 
 

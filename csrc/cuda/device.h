@@ -1,5 +1,5 @@
-// What the kernels are written in. nvcc compiles them for GPUs; any C++ compiler compiles the same files over the emulation,
-// for tests: the names below then mean fibres of a CPU thread (emulation/block.h).
+// What the kernels are written in. nvcc compiles them for GPUs; any C++ compiler compiles the same files over the
+// emulation, for tests: the names below then mean fibres of a CPU thread (emulation/block.h).
 //
 // Pointers to shared memory are plain pointers on both sides. Kernels are void function templates named by SK_KERNEL,
 // started by `launch` (launch.h).

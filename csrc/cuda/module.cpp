@@ -1,5 +1,5 @@
-// sparsekern._cuda: the CUDA kernels by addresses, sizes and a stream. Compiled over the emulation the same module, named
-// otherwise, runs them on the CPU's memory, for tests.
+// sparsekern._cuda: the CUDA kernels by addresses, sizes and a stream. Compiled over the emulation the same module,
+// named otherwise, runs them on the CPU's memory, for tests.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

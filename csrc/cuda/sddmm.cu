@@ -1,6 +1,7 @@
-// A warp keeps the sums of its groups of slots in registers through all tokens. The minors' activations of a chunk are in
-// shared memory, while the next tokens arrive; ldmatrix gathers the rows of 16 slots, and one mma multiplies them by the 8
-// majors of their block, whose activations a lane reads 16 bytes at a time: 16 x 8 sums, of which each slot has one.
+// A warp keeps the sums of its groups of slots in registers through all tokens. The minors' activations of a chunk are
+// in shared memory, while the next tokens arrive; ldmatrix gathers the rows of 16 slots, and one mma multiplies them by
+// the 8 majors of their block, whose activations a lane reads 16 bytes at a time: 16 x 8 sums, of which each slot has
+// one.
 #include "cuda/sddmm.h"
 
 #include <algorithm>

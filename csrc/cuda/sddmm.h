@@ -12,8 +12,8 @@ namespace sparsekern::cuda {
 inline constexpr int kSddmmWarps = 16, kSddmmGroups = 16;          // a warp has so many groups
 inline constexpr int kSddmmBlock = kSddmmWarps * kSddmmGroups;  // groups of a thread block, of one chunk
 
-// out[e] = the sum over tokens t of gathered[minor, t] stationary[major, t], for each edge e of a layout of one chunk, or
-// whose chunks are filled up to multiples of kSddmmBlock groups.
+// out[e] = the sum over tokens t of gathered[minor, t] stationary[major, t], for each edge e of a layout of one chunk,
+// or whose chunks are filled up to multiples of kSddmmBlock groups.
 struct SddmmArguments {
   Dtype dtype;       // of the activations, bfloat16 or float16
   Dtype out_dtype;   // float32 or dtype
@@ -32,8 +32,8 @@ struct SddmmArguments {
   void* out;       // (edges)
 };
 
-// Into how many parts, 1 to `most`, the tokens are split, so that all processors have work: each part has a sum of its own,
-// which are then added in their order.
+// Into how many parts, 1 to `most`, the tokens are split, so that all processors have work: each part has a sum of its
+// own, which are then added in their order.
 int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, int tile_tokens, int64_t most);
 
 // `tile_tokens`: 32 or 64; two chunks of as many tokens have to fit into shared memory.

@@ -244,8 +244,8 @@ void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, 
   (matrix.wide ? count_of<int64_t> : count_of<int32_t>)(queue, matrix, cut, counts);
 }
 
-void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-                 int32_t* edges, int32_t* lists, int32_t* orders) {
+void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
+                 uint16_t* places, int32_t* edges, int32_t* lists, int32_t* orders) {
   (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, pointers, places, edges, lists, orders);
 }
 

@@ -8,15 +8,15 @@
 // Each (chunk, block) has a list of groups of 16 slots. A slot is 32 bits:
 //   value (bf16 or f16) << 16 | place in the block (0 to 7) << 13 | minor - the chunk's first minor (13 bits).
 // A group that is not full ends in slots of value 0 whose minor is another slot's of the group: nothing is read that no
-// edge joins. Slots are in an order in which 8 adjacent ones (0 to 7, 8 to 15) have, as far as can be, minors that differ
-// modulo 8: ldmatrix then reads their rows without bank conflicts.
+// edge joins. Slots are in an order in which 8 adjacent ones (0 to 7, 8 to 15) have, as far as can be, minors that
+// differ modulo 8: ldmatrix then reads their rows without bank conflicts.
 //
-// In memory the 16 slots of a group lie as the fragments of mma want them (memory_of): four adjacent words are slots 2t,
-// 2t + 1, 2t + 8, 2t + 9, those of lane t's values.
+// In memory the 16 slots of a group lie as the fragments of mma want them (memory_of): four adjacent words are slots
+// 2t, 2t + 1, 2t + 8, 2t + 9, those of lane t's values.
 //
 // A layout is what follows from the indices alone:
-//   pointers  (chunks * (blocks + 1) + 1) int32: list (c, b) is the groups from pointers[c * (blocks + 1) + b] up to the
-//             next pointer. The list (c, blocks) has no edges: it fills the chunk up to a multiple of groups.
+//   pointers  (chunks * (blocks + 1) + 1) int32: list (c, b) is the groups from pointers[c * (blocks + 1) + b] up to
+//             the next pointer. The list (c, blocks) has no edges: it fills the chunk up to a multiple of groups.
 //   places    (groups * 16) uint16: the low half of each slot.
 //   edges     (groups * 16) int32: the edge whose value the slot holds, -1: none.
 //   lists     (groups) int32: the list that a group belongs to; -1: a group of no list.
@@ -38,8 +38,8 @@ inline constexpr int kMostMinors = 8192;
 // What a value is stored as: the codes of csrc/isa/ and of Python's DTYPE_CODES.
 enum class Dtype : int { float32 = 0, bfloat16 = 2, float16 = 3 };
 
-// A compressed matrix as it is kept: `majors` runs of ascending minors. `wide`: pointers and permutation are int64, else
-// int32. The edge at place j is permutation[j], or j where there is none.
+// A compressed matrix as it is kept: `majors` runs of ascending minors. `wide`: pointers and permutation are int64,
+// else int32. The edge at place j is permutation[j], or j where there is none.
 struct Compressed {
   const void* pointers;
   const int32_t* minors;
@@ -60,11 +60,11 @@ struct Cut {
 void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, int32_t* counts);
 
 // Writes places, edges and lists of all groups that the pointers name. orders: (groups * 16), scratch.
-void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-                 int32_t* edges, int32_t* lists, int32_t* orders);
+void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
+                 uint16_t* places, int32_t* edges, int32_t* lists, int32_t* orders);
 
-// slots[i] = the value of slot i's edge, rounded to `dtype`, << 16 | places[i], for i below 16 * *groups, which is on the
-// device; `most_groups` is the room there is.
+// slots[i] = the value of slot i's edge, rounded to `dtype`, << 16 | places[i], for i below 16 * *groups, which is on
+// the device; `most_groups` is the room there is.
 void pack_slots(const Queue& queue, const int32_t* groups, int64_t most_groups, const uint16_t* places,
                 const int32_t* edges, const void* values, Dtype values_dtype, Dtype dtype, uint32_t* slots);
 

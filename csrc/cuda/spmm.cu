@@ -1,6 +1,6 @@
 // A block keeps a chunk of the minors' activations in shared memory, while the next one arrives. ldmatrix gathers the
-// rows of 16 slots for 16 tokens at a time; one mma multiplies them by a matrix that has, for each slot, its value in the
-// column of its place and 0 in the seven others: 8 sums at 16 tokens, in registers through all chunks.
+// rows of 16 slots for 16 tokens at a time; one mma multiplies them by a matrix that has, for each slot, its value in
+// the column of its place and 0 in the seven others: 8 sums at 16 tokens, in registers through all chunks.
 //
 // A value that is not finite makes all 8 majors of its block NaN at its token, as it would make all majors NaN in a
 // dense product.

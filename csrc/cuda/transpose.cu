@@ -74,7 +74,8 @@ transpose_halves_kernel(const T* from, int64_t rows, int64_t columns, int64_t st
     const int64_t column = first_column + unit * kUnit;
     const bool inside = first_row + row < rows && column < columns;
     Words4* const at = reinterpret_cast<Words4*>(tile + place_of(row, unit));
-    *at = inside ? read_unit(from + (first_row + row) * stride + column, columns - column, aligned) : Words4{0, 0, 0, 0};
+    *at = inside ? read_unit(from + (first_row + row) * stride + column, columns - column, aligned)
+                 : Words4{0, 0, 0, 0};
   }
   sync_block();
   // A warp has 8 columns.

@@ -1,8 +1,8 @@
 // Runs CUDA kernels as C++ on the CPU: each thread of a block is a fibre, blocks run one after another.
 //
-// Threads run until they meet at a barrier or in an operation of their whole warp, in an order that `order_seed` changes:
-// results that depend on it show a race. What cannot be (a barrier that not all threads reach, lanes of a warp in
-// different operations) throws std::runtime_error from `run`.
+// Threads run until they meet at a barrier or in an operation of their whole warp, in an order that `order_seed`
+// changes: results that depend on it show a race. What cannot be (a barrier that not all threads reach, lanes of a warp
+// in different operations) throws std::runtime_error from `run`.
 #pragma once
 
 #include <ucontext.h>
@@ -63,8 +63,8 @@ size_t shared_size();
 // All threads of the block meet.
 void meet_block();
 
-// The lanes of the caller's warp that are in `mask` meet under this name; the last one to come calls `complete` with all
-// lanes' arguments (nullptr for those not in `mask`).
+// The lanes of the caller's warp that are in `mask` meet under this name; the last one to come calls `complete` with
+// all lanes' arguments (nullptr for those not in `mask`).
 void meet_warp(const char* name, unsigned mask, void* argument, void (*complete)(void* const* arguments));
 
 }  // namespace sparsekern::emulation
