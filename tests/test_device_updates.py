@@ -91,7 +91,7 @@ def test_what_the_extensions_updates_are_tested_for(by_torch, monkeypatch):
     test_growth.test_draws_differ_by_seed_update_and_layer()
     test_growth.test_gamma_sets_the_number_of_candidates()
     test_growth.test_updates_under_autocast("graest")
-    test_growth.test_wide_pointers_and_double("grabo", monkeypatch)
+    test_growth.test_wide_pointers_and_double("grabo", monkeypatch, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("method", ["grabo", "set"])

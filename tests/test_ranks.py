@@ -491,7 +491,7 @@ def stay_alone(rank, how):
 
 @pytest.mark.parametrize("how", ["killed", "gone"])
 def test_a_rank_that_is_gone_is_an_error_of_the_others(ranks, how):
-    outcomes = ranks.outcomes(2, stay_alone, how, timeout=120)
+    outcomes = ranks.outcomes(2, stay_alone, how, timeout=240, group_timeout=20)
     kind, content = outcomes[0]
     assert kind == "raised"
     if how == "killed":

@@ -336,11 +336,11 @@ class Growth:
                 return
             proposal = self._proposals.get(name)
             if proposal is None:
-                proposal = self._propose(name, x, grad)
-            if proposal.candidates is not None:
-                scores = layer.weight_grad_at(grad, x, proposal.candidates)
-                proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
-        self._proposals[name] = proposal  # whole: never candidates whose gradient found no memory
+                proposal = self._proposals[name] = self._propose(name, x, grad)
+            if proposal.candidates is None:
+                return
+            scores = layer.weight_grad_at(grad, x, proposal.candidates)
+        proposal.scores = scores if proposal.scores is None else proposal.scores.add_(scores)
 
     def _meet(self, at: str | int, here: tuple[Tensor, Tensor] | None = None, rows: int = 0, note: int = 0) -> None:
         """Proposes for each layer that some rank has come to, until all have come ``at`` where this one is.
