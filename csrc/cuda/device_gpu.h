@@ -43,7 +43,8 @@ SK_DEVICE f16 narrow<f16>(float value) {
 SK_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 SK_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 
-// The same bits, of which the compiler knows nothing: what is computed from them in a loop is not kept in registers over it.
+// The same bits, of which the compiler knows nothing: what is computed from them in a loop is not kept in registers
+// over it.
 SK_DEVICE uint32_t opaque(uint32_t bits) {
   asm volatile("" : "+r"(bits));
   return bits;

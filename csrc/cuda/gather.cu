@@ -7,7 +7,8 @@ namespace sparsekern::cuda {
 
 namespace {
 
-constexpr int kThreads = kWarp * kGatherWarps;  // and two blocks a processor, so that one copies while the other computes
+// And two blocks a processor, so that one copies while the other computes.
+constexpr int kThreads = kWarp * kGatherWarps;
 constexpr int kRows = kLaneRows;
 constexpr int kCell = 4;       // elements
 
@@ -37,7 +38,8 @@ SK_DEVICE void add_product(float (&sums)[kCell], uint32_t value, Words4 cell) {
 
 template <int kLanes, bool kByPixel>
 SK_KERNEL(kThreads, 2)
-gather_kernel(const Gather task, const float* from, const Words2* ranges, const Edge* edges, const float* bias, float* to) {
+gather_kernel(const Gather task, const float* from, const Words2* ranges, const Edge* edges, const float* bias,
+              float* to) {
   const Tiles& tiles = task.tiles;
   // Where results go waits in shared memory, or it would take registers from the sums.
   Landing* const landings = reinterpret_cast<Landing*>(shared_memory());
@@ -59,7 +61,8 @@ gather_kernel(const Gather task, const float* from, const Words2* ranges, const 
     const TokenCell token = token_cell(tiles, place, number, kCell);
     mine = tile + token.cell * 16;
     if (row == 0) {
-      landings[number] = {token.y * task.to_y + token.x * task.to_x + token.image * task.to_image, token.first, token.end};
+      const int64_t offset = token.y * task.to_y + token.x * task.to_x + token.image * task.to_image;
+      landings[number] = {offset, token.first, token.end};
     }
   }
 

@@ -27,7 +27,9 @@ struct Gather {
   SK_HOST_DEVICE int row_blocks() const { return (rows + block_rows - 1) / block_rows; }
   SK_HOST_DEVICE int64_t blocks() const { return tiles.count() * tiles.out_classes() * row_blocks(); }
   SK_HOST_DEVICE size_t landing_bytes() const { return size_t{16} * token_warps * lanes; }
-  size_t shared_bytes() const { return landing_bytes() + table_bytes(tiles) + size_t{16} * tiles.plane_pitch * chunk_planes; }
+  size_t shared_bytes() const {
+    return landing_bytes() + table_bytes(tiles) + size_t{16} * tiles.plane_pitch * chunk_planes;
+  }
 };
 
 // An edge of a list: where its activations are in the tile, in bytes, and its value.
@@ -41,8 +43,8 @@ void pack_edges(const Queue& queue, int64_t count, const int* cells, const int* 
                 Edge* edges);
 
 // to[row, token] = bias[row] + the sum of value * from[channel, token + shift] over the row's edges. `ranges` are the
-// first edge, which is even, and the end of list ((out_class * row_blocks + block) * chunks + chunk) * block_rows + row,
-// with an empty one after the last. bias: nullptr for none.
+// first edge, which is even, and the end of list ((out_class * row_blocks + block) * chunks + chunk) * block_rows +
+// row, with an empty one after the last. bias: nullptr for none.
 void gather(const Queue& queue, const Gather& task, const float* from, const Words2* ranges, const Edge* edges,
             const float* bias, float* to);
 

@@ -1,5 +1,5 @@
-// gather.h's and inner.h's products for 16-bit activations, on tensor cores, by slots (slots.h) whose minors are cells of a
-// tile: what an edge reads, wherever the block's tokens are, is 16 bytes that lie a constant distance from theirs.
+// gather.h's and inner.h's products for 16-bit activations, on tensor cores, by slots (slots.h) whose minors are cells
+// of a tile: what an edge reads, wherever the block's tokens are, is 16 bytes that lie a constant distance from theirs.
 #pragma once
 
 #include <cstddef>
@@ -38,8 +38,8 @@ struct GatherHalf {
   }
 };
 
-// to[row, token] = bias[row] + the sum of value * from[channel, token + shift] over the row's slots. pointers: of a layout
-// of slots in `chunks` chunks, all of `dtype`, as from and to are. bias: nullptr for none.
+// to[row, token] = bias[row] + the sum of value * from[channel, token + shift] over the row's slots. pointers: of a
+// layout of slots in `chunks` chunks, all of `dtype`, as from and to are. bias: nullptr for none.
 void gather_half(const Queue& queue, const GatherHalf& task, Dtype dtype, const void* from, const int32_t* pointers,
                  const uint32_t* slots, const float* bias, void* to);
 
@@ -68,8 +68,8 @@ struct InnerHalf {
   }
 };
 
-// partial[slice, i] = the sum over the slice's tokens of grad[row, token] * x[channel, token + shift] of slot i. items: as
-// inner.h's, of groups; `places` and `lists` are the layout's.
+// partial[slice, i] = the sum over the slice's tokens of grad[row, token] * x[channel, token + shift] of slot i. items:
+// as inner.h's, of groups; `places` and `lists` are the layout's.
 void inner_half(const Queue& queue, const InnerHalf& task, Dtype dtype, const void* x, const void* grad,
                 const void* items, const uint16_t* places, const int32_t* lists, float* partial);
 

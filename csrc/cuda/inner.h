@@ -8,7 +8,8 @@ namespace sparsekern::cuda {
 
 struct Words4;
 
-// Edges are dealt to units: some edges of one row (fp32: kUnitEdges of them) within a block of rows and a chunk of planes.
+// Edges are dealt to units: some edges of one row (fp32: kUnitEdges of them) within a block of rows and a chunk of
+// planes.
 inline constexpr int kUnitEdges = 8;
 // Warps of a block at most, and units of a lane, in registers. Eight lanes share a unit.
 inline constexpr int kInnerWarps = 12, kLaneUnits = 7;

@@ -1,12 +1,12 @@
 // Tiles of activations in shared memory: all that one block's edges read, of some channels and of some tokens.
 //
 // A token is a place of the output and an image. Tiles are made of cells, 16 bytes of adjacent tokens: of images of one
-// place, where the batch is large enough (activations then lie as [channel][y][x][image]), or of places beside each other
-// in one image, as the images lie. Along each axis a tile has places one step apart, as many as the block's outputs plus
-// `reach` that the kernel reaches over. Strides and distances are brought to such places by classes: a plane of the tile
-// holds the activations of one channel and one class, and an edge is a plane and a constant shift, hence one number of
-// cells. Classes are the residues of a stride, or the kernel's taps themselves, each with a copy that needs no shift.
-// A linear layer is the image of one pixel.
+// place, where the batch is large enough (activations then lie as [channel][y][x][image]), or of places beside each
+// other in one image, as the images lie. Along each axis a tile has places one step apart, as many as the block's
+// outputs plus `reach` that the kernel reaches over. Strides and distances are brought to such places by classes: a
+// plane of the tile holds the activations of one channel and one class, and an edge is a plane and a constant shift,
+// hence one number of cells. Classes are the residues of a stride, or the kernel's taps themselves, each with a copy
+// that needs no shift. A linear layer is the image of one pixel.
 #pragma once
 
 #include <cstddef>
@@ -32,10 +32,12 @@ struct TileAxis {
 struct Tiles {
   TileAxis y, x;
   int images;
-  int inner_cells;  // cells of one place: of images, or if `by_pixel` of adjacent outputs in x, which are one place then
+  // Cells of one place: of images, or if `by_pixel` of adjacent outputs in x, which are one place then.
+  int inner_cells;
   int image_tiles;
   int by_pixel;
-  int y_pitch, x_pitch, inner_pitch, plane_pitch;  // cells from place to place, from cell to cell of one, plane to plane
+  // Cells from place to place, from cell to cell of one place, and from plane to plane.
+  int y_pitch, x_pitch, inner_pitch, plane_pitch;
 
   SK_HOST_DEVICE int classes() const { return y.classes * x.classes; }
   SK_HOST_DEVICE int plane_cells() const { return y.extent * x.extent * inner_cells; }

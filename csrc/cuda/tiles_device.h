@@ -6,8 +6,8 @@
 
 namespace sparsekern::cuda {
 
-// A cell of a plane: where it comes from, counted from its channel's start, and where it belongs. `wanted` is its place in
-// the plane, and from bit 16 on the first of its elements that exist, and from bit 24 on their end.
+// A cell of a plane. x: where it comes from, in elements from its channel's start. y: its place in the plane, from bit 16
+// on the first of its elements that exist, and from bit 24 on their end.
 using TableEntry = Words2;
 
 // Which tile: its first place on each axis, the output class and the first image.
@@ -42,8 +42,8 @@ SK_DEVICE void existing(int at, int step, int size, int count, int& first, int& 
   if (first > end) first = end;
 }
 
-// A cell of the block's tokens: where it is in a plane without shift, in cells, the output of its first element, and which
-// of its elements exist.
+// A cell of the block's tokens: where it is in a plane without shift, in cells, the output of its first element, and
+// which of its elements exist.
 struct TokenCell {
   int cell;
   int y, x, image;
@@ -72,7 +72,8 @@ SK_DEVICE TokenCell token_cell(const Tiles& tiles, const Place& place, int numbe
   return token;
 }
 
-// Fills the table of all cells of all classes: `classes * plane_cells` entries. The block has to meet before it is read.
+// Fills the table of all cells of all classes: `classes * plane_cells` entries. The block has to meet before it is
+// read.
 SK_DEVICE void fill_table(const Tiles& tiles, const Strides& strides, const Place& place, int cell_elements,
                           TableEntry* table) {
   const int cells = tiles.classes() * tiles.plane_cells();
