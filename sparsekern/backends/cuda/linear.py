@@ -5,7 +5,6 @@ Forward is a sum along the rows of W, the input's gradient one along its columns
 edges by row and by column. The values' gradient goes by column as well.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -18,6 +17,7 @@ from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
+from sparsekern.backends.gpu import on_device_of
 
 _MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
 # At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
@@ -38,10 +38,6 @@ def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | 
         if backend is not reference:
             return backend
     return linear_float32 if x.dtype == torch.float32 else None
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _sums_along(
@@ -140,7 +136,7 @@ def linear(
     backend = _elsewhere(x, ccol, row, crow.numel() - 1)
     if backend is not None:
         return backend.linear(x, w, bias, ccol, row, crow, col, perm)
-    with _on_device_of(x):
+    with on_device_of(x):
         return _sums_along(crow, col, perm, x.shape[1], by_feature(x), w, bias)
 
 
@@ -148,7 +144,7 @@ def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Ten
     backend = _elsewhere(grad, ccol, row, grad.shape[1])
     if backend is not None:
         return backend.linear_input_grad(grad, w, ccol, row)
-    with _on_device_of(grad):
+    with on_device_of(grad):
         return _sums_along(ccol, row, None, grad.shape[1], by_feature(grad), w, None)
 
 
@@ -156,7 +152,7 @@ def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype
     backend = _elsewhere(x, ccol, row, grad.shape[1])
     if backend is not None:
         return backend.linear_weight_grad(grad, x, ccol, row, dtype)
-    with _on_device_of(x):
+    with on_device_of(x):
         return _weight_grad(by_feature(grad), x, ccol, row, dtype)
 
 
@@ -166,7 +162,7 @@ def linear_backward(
     backend = _elsewhere(x, ccol, row, grad.shape[1])
     if backend is not None:
         return backend.linear_backward(grad, x, w, ccol, row, bias_dtype)
-    with _on_device_of(x):
+    with on_device_of(x):
         by_row = by_feature(grad, sums=bias_dtype is not None)
         dx = _sums_along(ccol, row, None, grad.shape[1], by_row, w, None)
         dw = _weight_grad(by_row, x, ccol, row, w.dtype)

@@ -4,8 +4,6 @@ Activations lie by place and then by image (:func:`~sparsekern.backends.cuda.til
 they came.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.gather import GatherPlan, gather, plan_gather
 from sparsekern.backends.cuda.inner import InnerPlan, inner, plan_inner
 from sparsekern.backends.cuda.tiles import Shape, Source, as_it_lies, images_innermost
+from sparsekern.backends.gpu import on_device_of
 
 # Kernels number edges and blocks by 32 bits.
 _MOST = 2**31 - 1
@@ -22,11 +21,6 @@ def limits(tensor: Tensor) -> tuple[int, int]:
     """Bytes of shared memory that a block may have, and processors, of a tensor's device."""
     queue = queue_of(tensor)
     return kernels().shared_bytes(queue), kernels().processors(queue)
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    # A launch makes the stream's device the current one.
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 class Operand:
@@ -40,7 +34,7 @@ class Operand:
         if by_pixel:
             return as_it_lies(self.x)
         if self._by_image is None:
-            with _on_device_of(self.x):
+            with on_device_of(self.x):
                 self._by_image = images_innermost(self.x)
         return self._by_image
 
@@ -66,7 +60,7 @@ def inner_plan(shape: Shape, row: Tensor, x: Operand, grad: Operand) -> InnerPla
 
 def sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, ccol: Tensor, row: Tensor) -> Tensor:
     """The forward product or the input gradient: (N, channels, height, width)."""
-    with _on_device_of(operand.x):
+    with on_device_of(operand.x):
         return _sums(plan, operand, w, bias, ccol, row)
 
 
@@ -98,5 +92,5 @@ def _sums(plan: GatherPlan, operand: Operand, w: Tensor, bias: Tensor | None, cc
 def inner_products(plan: InnerPlan, x: Operand, grad: Operand, ccol: Tensor, row: Tensor) -> Tensor:
     """The values' gradient (nnz,), float32."""
     by_pixel = plan.tile.by_pixel
-    with _on_device_of(x.x):
+    with on_device_of(x.x):
         return inner(plan, x.source(by_pixel), grad.source(by_pixel), ccol, row)

@@ -1,6 +1,5 @@
 """What has a kernel here, and whose the rest is."""
 
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -8,13 +7,7 @@ import torch
 
 from sparsekern.backends import reference, triton
 from sparsekern.backends.cuda.extension import is_emulated
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@cache
-def _new_enough(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+from sparsekern.backends.gpu import DTYPES, is_from_sm_80
 
 
 def serves(product: str, dtype: torch.dtype, device: torch.device) -> bool:
@@ -22,9 +15,9 @@ def serves(product: str, dtype: torch.dtype, device: torch.device) -> bool:
 
     Shapes that no tile of shared memory holds (kernels of some thousand taps) go to the rest all the same.
     """
-    if product not in ("linear", "conv2d") or dtype not in _DTYPES:
+    if product not in ("linear", "conv2d") or dtype not in DTYPES:
         return False
-    return is_emulated() if device.type == "cpu" else _new_enough(device)
+    return is_emulated() if device.type == "cpu" else torch.version.hip is None and is_from_sm_80(device)
 
 
 def other(product: str, dtype: torch.dtype, device: torch.device) -> ModuleType:

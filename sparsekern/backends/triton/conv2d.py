@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sparsekern.backends import reference
 from sparsekern.backends._reference_linear import accumulation_dtype
+from sparsekern.backends.gpu import on_device_of
 from sparsekern.backends.triton.conv2d_edges import by_channel
-from sparsekern.backends.triton.device import on_device_of, serves
+from sparsekern.backends.triton.device import serves
 from sparsekern.backends.triton.images import Geometry, Images, pixels_apart
 from sparsekern.backends.triton.layout import by_token, narrow, room
 

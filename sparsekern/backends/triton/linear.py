@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsekern.backends import reference
 from sparsekern.backends._reference_linear import accumulation_dtype
-from sparsekern.backends.triton.device import on_device_of, serves
+from sparsekern.backends.gpu import on_device_of
+from sparsekern.backends.triton.device import serves
 from sparsekern.backends.triton.layout import by_feature, by_token, narrow
 
 linear_direct = reference.linear_direct
