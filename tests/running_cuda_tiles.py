@@ -275,9 +275,9 @@ def test_plans_of_networks_fit_their_gpus(shape, half):
 
 
 def test_a_kernel_of_more_taps_than_shared_memory_holds_goes_elsewhere():
-    emulate(shared_bytes=800)
+    emulate(shared_bytes=400)
     problem = Problem(torch.randn(2, 1, 9, 9), 1, ((7, 7), (1, 1), (0, 0), (1, 1), 1), 0.1)
     shape = Shape(2, 1, (9, 9), 1, (3, 3), (7, 7))
-    assert gather.plan_gather(shape, False, False, problem.row.numel(), 800, 2) is None
-    assert inner.plan_inner(shape, False, problem.row.numel(), 800, 2) is None
+    assert gather.plan_gather(shape, False, False, problem.row.numel(), 400, 2) is None
+    assert inner.plan_inner(shape, False, problem.row.numel(), 400, 2) is None
     check(problem)

@@ -223,7 +223,7 @@ def test_augmentation_crops_the_padded_image_and_mirrors_it(tmp_path):
 def test_crops_and_mirrorings_are_all_as_likely():
     images = torch.zeros(18_000, 1, 3, 7)
     images[:, :, 1, 1] = 1
-    loader = BatchLoader(images, torch.zeros(18_000, dtype=torch.int64), 1, seed=0, shift=1, flip=True)
+    loader = BatchLoader(images, torch.zeros(18_000, dtype=torch.int64), 18_000, seed=0, shift=1, flip=True)
     # Where the one pixel has come to: three rows, three columns, and three more where it is mirrored.
     counts = loader.augment(images).sum(dim=(0, 1))[:, [0, 1, 2, 4, 5, 6]]
     assert counts.sum() == len(images)
