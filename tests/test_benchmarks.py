@@ -363,7 +363,7 @@ def check(threads):
     assert os.environ["OMP_NUM_THREADS"] == "3"
 process.prepare = check
 assert __main__.main(["updates", "--threads", "3", "--widths", "8", "--edges", "1", "--repeats", "2",
-                      "--output", sys.argv[1]]) == 0
+                      "--layer", "none of them", "--output", sys.argv[1]]) == 0
 import torch
 assert torch.get_num_threads() == 3
 """
