@@ -469,7 +469,12 @@ def test_faults_jobs(tmp_path, monkeypatch):
     config = [*jobs.TRAIN, "--seed", "1", "--output", str(tmp_path / "whole")]
     assert train(config) == 0
     found = jobs.restart(tmp_path / "run", RunFolder(tmp_path / "whole"), 1, 1, 0.0)
-    assert found == {"hit": True, "code": 0, "ended": True, "same": True}
+    assert {key: found[key] for key in ("hit", "code", "ended", "same")} == {
+        "hit": True,
+        "code": 0,
+        "ended": True,
+        "same": True,
+    }
     assert not jobs.compare(tmp_path / "gone", RunFolder(tmp_path / "whole"))["same"]
 
 
