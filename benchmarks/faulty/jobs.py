@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -80,13 +81,16 @@ def hits(trials: list[dict[str, Any]], way: str) -> int:
 
 
 def uninterrupted(path: Path, ranks: int, seed: int) -> tuple[RunFolder, float]:
-    """A run without a break, and how long it trained, from its first checkpoint on."""
+    """A run without a break, and how long it trained, from its first checkpoint to its summary."""
     job = Job(path, ranks, seed)
     job.wait_for_checkpoint()
     started = time.monotonic()
+    while not job.is_done() and job.process.poll() is None:
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
     if (code := job.wait(LONGEST)) != 0:
         raise RuntimeError(f"the run without a break ended with exit code {code}: {job.log()}")
-    return RunFolder(path), time.monotonic() - started
+    return RunFolder(path), seconds
 
 
 class Job:
@@ -116,11 +120,13 @@ class Job:
             )
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code, or None where it does not end; it is then killed."""
+        """The exit code, or None where it does not end; it and all that it started are then killed."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in list(family(self.process.pid)):  # torchrun's processes are in sessions of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait()
             return None
 
@@ -147,9 +153,11 @@ class Job:
                 return False
         return bool(found)
 
-    def saves(self) -> bool:
-        """Whether a checkpoint was being written."""
-        return any(self.path.glob(".*.tmp"))
+    def strike(self, number: signal.Signals, draw: random.Random | None = None) -> tuple[bool, bool]:
+        """Sends a signal as `signal_workers` does. Whether it found the run at work, and a checkpoint being written."""
+        at_work = not self.is_done()
+        hit = self.signal_workers(number, draw)
+        return hit and at_work, any(self.path.glob(".*.tmp"))
 
     def is_done(self) -> bool:
         return RunFolder(self.path).summary.exists()
@@ -161,20 +169,18 @@ class Job:
 def kill(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
     """SIGKILL of a rank, `seconds` after the first checkpoint."""
     job = begin(path, ranks, seed, seconds)
-    hit = job.signal_workers(signal.SIGKILL, random.Random(seconds))
-    saving = job.saves()
+    hit, saving = job.strike(signal.SIGKILL, random.Random(seconds))
     started = time.monotonic()
     code = job.wait(TIMEOUT)
     took = time.monotonic() - started
     found = {"hit": hit, "while_saving": saving, "code": code, "seconds_to_end": took}
-    return found | {"ended": code is not None and (code != 0) == hit, **finish(path, whole, ranks, seed)}
+    return found | {"ended": job.is_done() or code not in (None, 0), **finish(path, whole, ranks, seed)}
 
 
 def restart(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
     """SIGKILL of a rank; torchrun starts all of them again."""
     job = begin(path, ranks, seed, seconds, restarts=1)
-    hit = job.signal_workers(signal.SIGKILL, random.Random(seconds))
-    saving = job.saves()
+    hit, saving = job.strike(signal.SIGKILL, random.Random(seconds))
     code = job.wait(LONGEST)
     return {"hit": hit, "while_saving": saving, "code": code, "ended": code == 0, **compare(path, whole)}
 
@@ -182,27 +188,25 @@ def restart(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float)
 def stop(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
     """SIGTERM of all ranks, and of torchrun where there is one, which passes it on to them."""
     job = begin(path, ranks, seed, seconds)
-    hit = job.signal_workers(signal.SIGTERM)
-    saving = job.saves()
+    hit, saving = job.strike(signal.SIGTERM)
     if ranks > 1 and hit:
         job.process.send_signal(signal.SIGTERM)
     code = job.wait(TIMEOUT)
     # torchrun has an exit code of its own for workers that ended with one.
     as_told = code == (SAVED_ON_SIGTERM if ranks == 1 else 1) and "stopped at step" in job.log()
-    found = {"hit": hit, "while_saving": saving, "code": code, "ended": as_told or (code == 0 and job.is_done())}
+    found = {"hit": hit, "while_saving": saving, "code": code, "ended": as_told or job.is_done()}
     return found | finish(path, whole, ranks, seed)
 
 
 def hang(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
     """SIGSTOP of one of several ranks, in the first half of the run: the others have still to meet it."""
     job = begin(path, ranks, seed, seconds / 2, more=("--timeout", str(PATIENCE)))
-    hit = job.signal_workers(signal.SIGSTOP, random.Random(seconds))
-    saving = job.saves()
+    hit, saving = job.strike(signal.SIGSTOP, random.Random(seconds))
     started = time.monotonic()
     code = job.wait(PATIENCE + GRACE + TIMEOUT)
     took = time.monotonic() - started
     found = {"hit": hit, "while_saving": saving, "code": code, "seconds_to_end_hung": took}
-    return found | {"ended": code is not None and (code != 0) == hit, **finish(path, whole, ranks, seed)}
+    return found | {"ended": job.is_done() or code not in (None, 0), **finish(path, whole, ranks, seed)}
 
 
 WAYS = {"killed": kill, "restarted": restart, "stopped": stop, "hung": hang}
