@@ -367,6 +367,7 @@ def test_workers_leave_the_jobs_signals_to_the_main_process():
 
 
 AUTO = ["--model", "mlp", "--width", "8", "--batch-size", "256", "--epochs", "2", "--no-plots", "--resume", "auto"]
+AUTO += ["--timeout", "100"]  # means nothing to a single process
 
 
 def test_one_command_begins_goes_on_and_is_done(tmp_path, capsys):

@@ -39,6 +39,9 @@ class Arguments(TrainConfig):
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from a paper's configuration (`sparsekern recipes` lists them) or from a run's config.json; the other
     options change it."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
+    """Under torchrun, how long a process waits for another before it ends with an error. A dead one is noticed at
+    once."""
 
 
 def train(arguments: Sequence[str]) -> int:
