@@ -437,6 +437,7 @@ def test_bytes_on_the_wire(ranks):
 def train_and_resume(rank):
     """A run's parameters, buffers and generators at its end, and those of one that was saved and loaded on the way."""
     from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, RunConfig, TrainConfig
+    from sparsekern.training.progress import StopAsked
     from sparsekern.training.trainer import Trainer
 
     config = TrainConfig(
@@ -464,6 +465,14 @@ def train_and_resume(rank):
                 if trainer.step == 6:
                     break
         ends.append((trainer.model.state_dict(), torch.get_rng_state(), trainer.totals, trainer.evaluate()))
+
+    def ask_the_second():
+        if rank == 1:
+            raise StopAsked
+
+    with pytest.raises(StopAsked):
+        trainer.evaluate("test", ask_the_second)
+    assert trainer.model.training
     (model, generator, totals, accuracy), (resumed, theirs, their_totals, same) = ends
     torch.testing.assert_close(resumed, model, rtol=0, atol=0)
     assert torch.equal(generator, theirs)
