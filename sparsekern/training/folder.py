@@ -123,7 +123,7 @@ class RunFolder:
             return
         remove_unfinished(self.path)
         for log in self.logs:
-            log.cut(trainer.step)
+            log.cut(trainer.step, trainer.epoch * len(trainer.loader))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.summary, summary)
