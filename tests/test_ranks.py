@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsekern
 from sparsekern.growth.ranks import RanksDiffer, digest
 
-BATCH = 8
+BATCH = 12  # 2, 3 and 4 ranks have parts of one size
 METHODS = ["set", "rigl", "uniform", "grabo", "graest"]
 
 
@@ -114,7 +114,8 @@ def in_parallel(rank, method, steps, grown_first):
 
 
 @pytest.mark.parametrize(
-    ("count", "method", "steps"), [(2, "grabo", 200), (4, "graest", 40), *((2, method, 12) for method in METHODS)]
+    ("count", "method", "steps"),
+    [(2, "grabo", 200), (3, "grabo", 20), (3, "graest", 20), (4, "graest", 40), *((2, each, 12) for each in METHODS)],
 )
 def test_ranks_train_as_one_does(ranks, count, method, steps):
     found = ranks(count, in_parallel, method, steps, count == 2)

@@ -108,10 +108,11 @@ class GlobalBatch:
         self.total = total
 
     def sums(self, layer: SparseLayer, part: Callable[[], tuple[Tensor, Tensor]], empty: bool) -> tuple[Tensor, Tensor]:
-        """A layer's (groups, columns) and (rows,) sums over all rows.
+        """A layer's (groups, columns) sums of its inputs and (rows,) of its output gradients over all batch rows.
 
         ``part`` makes those over this rank's rows; not called where that has none. (rows + groups * columns) float64
-        numbers are sent.
+        numbers are sent. The gradients are those of the mean of the ranks' losses, as in DistributedDataParallel: a
+        draw by the sums is not free of their scale, other than by a power of 2.
         """
         if self.ranks is None:
             return part()
@@ -122,7 +123,7 @@ class GlobalBatch:
         else:
             both = torch.cat([sums.flatten().to("cpu", torch.float64) for sums in part()])
         by_column, by_row = self.ranks.add_up(both).split([groups * columns, rows])
-        return by_column.view(groups, columns), by_row
+        return by_column.view(groups, columns), by_row.div_(len(self.ranks))
 
     def signs(self, size: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
         """int8 of ``size`` on the device, -1 or 1 for each of this rank's rows; all rows' are drawn on every rank."""
