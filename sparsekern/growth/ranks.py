@@ -89,6 +89,21 @@ class Ranks:
             means += [part.to(tensor.device) for part, tensor in zip(parts, bucket, strict=True)]
         return means
 
+    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Each rank's part for this one, in the order of ``members``, to whom ``parts`` go in theirs.
+
+        (n,) each on the CPU, of one dtype on all ranks, of any size.
+        """
+        sizes = torch.tensor([part.numel() * part.element_size() for part in parts], device="cpu")
+        theirs = torch.empty_like(sizes)
+        dist.all_to_all_single(theirs, sizes, group=self._group)
+        arriving = theirs.tolist()
+        received = torch.empty(sum(arriving), dtype=torch.uint8, device="cpu")
+        leaving = torch.cat([part.view(torch.uint8) for part in parts])
+        dist.all_to_all_single(received, leaving, arriving, sizes.tolist(), group=self._group)
+        # Copies: a view of another type has to begin where one of its numbers may.
+        return [part.clone().view(parts[0].dtype) for part in received.split(arriving)]
+
     def split(self, items: Sequence[Any]) -> tuple[list[int], list[int]]:
         """Global ranks whose item equals the first rank's, and those whose does not."""
         same = [member for member, item in zip(self.members, items, strict=True) if item == items[0]]
