@@ -291,8 +291,9 @@ def test_wire():
     result = json.loads((RESULTS / "wire.json").read_text())
     page = wire.page(result)
     assert page == (RESULTS / "wire.md").read_text()
-    assert {row["ranks"] for row in result["results"]} == {2, 4}
+    assert {row["ranks"] for row in result["results"]} == {2, 3, 4}
     for row in result["results"]:
+        assert row["rigl"] < row["dense"]
         assert row["share"] == pytest.approx((99 * row["plain"] + row["update"]) / 100 / row["dense"])
         assert row["density"] < row["share"] < 2 * row["density"]
     for row in result["topologies"]:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsekern
 from sparsekern.growth.ranks import RanksDiffer, digest
 
-BATCH = 8
+BATCH = 12  # 2, 3 and 4 ranks have parts of one size
 METHODS = ["set", "rigl", "uniform", "grabo", "graest"]
 
 
@@ -117,7 +117,8 @@ def in_parallel(rank, method, steps, grown_first):
 
 
 @pytest.mark.parametrize(
-    ("count", "method", "steps"), [(2, "grabo", 200), (4, "graest", 40), *((2, method, 12) for method in METHODS)]
+    ("count", "method", "steps"),
+    [(2, "grabo", 200), (3, "grabo", 20), (3, "graest", 20), (4, "graest", 40), *((2, each, 12) for each in METHODS)],
 )
 def test_ranks_train_as_one_does(ranks, count, method, steps):
     found = ranks(count, in_parallel, method, steps, count == 2)
@@ -415,23 +416,24 @@ def test_indices_are_not_sent(ranks):
 
 
 def send(rank):
-    """Bytes that a rank sends in a step, dense and at 5%."""
+    """Bytes that a rank sends in a step, dense, at 5% and at 2%."""
     from benchmarks.options import Wire
     from benchmarks.wire import traffic
 
     options = Wire(widths=(256, 512, 64), steps=3)
-    return traffic(None, "grabo", options), traffic(0.05, "grabo", options)
+    return traffic(None, "grabo", options), traffic(0.05, "grabo", options), traffic(0.02, "rigl", options)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the kernel's counters are Linux's")
 def test_bytes_on_the_wire(ranks):
-    for dense, sparse in ranks(2, send):
+    for dense, sparse, rigl in ranks(2, send):
         weights = 256 * 512 + 512 * 64 + 512 + 64  # float32: two ranks send half of all twice
         assert 4 * weights < dense["plain"] < 4.1 * weights
         assert sparse["plain"] < 2 * 0.05 * dense["plain"]
         # Sums of rows and columns in float64, one gradient for each edge, hashes and what says where a rank is.
         sums, edges = 256 + 512 + 512 + 64, round(0.05 * (weights - 512 - 64))
         assert 8 * sums + 4 * edges < sparse["update"] - sparse["plain"] < 8 * sums + 4 * edges + 4000
+        assert rigl["update"] - rigl["plain"] < 0.4 * dense["plain"]
 
 
 def train_and_resume(rank):
