@@ -5,37 +5,19 @@ twins, emulated or on a GPU as in running_cuda.py.
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_backend import DEVICE, FLOATS, HALVES, emulate
+from gpu_backend import SHARED_BYTES as MUCH
 from test_conv2d_kernels import Problem, assert_near, random_problem
 
-import sparsekern
-from sparsekern import SparseConv2d, SparseLinear
 from sparsekern.backends import cuda, reference
 from sparsekern.backends.cuda import gather, inner
-from sparsekern.backends.cuda.extension import is_emulated, kernels
+from sparsekern.backends.cuda.extension import kernels
 from sparsekern.backends.cuda.products import Operand, sum_plan
 from sparsekern.backends.cuda.tiles import Shape
-from sparsekern.testing import forbid_dense
 
-pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory", "large_gpu")
 
-DEVICE = "cpu" if is_emulated() else "cuda"
-HALVES = [torch.bfloat16, torch.float16]
-FLOATS = [torch.float32, *HALVES]
 LITTLE = 9000  # bytes of shared memory: chunks of few channels, and tiles of few tokens
-MUCH = 227 * 1024
-
-
-def emulate(order_seed=0, shared_bytes=MUCH):
-    """Another order of threads and another GPU, where there is none."""
-    if is_emulated():
-        kernels().emulate(order_seed, shared_bytes)
-
-
-@pytest.fixture(autouse=True)
-def a_large_gpu():
-    emulate()
-    yield
-    emulate()
 
 
 def placed(problem):
@@ -224,32 +206,6 @@ LAYERS = [
     Shape(128, 512, (14, 14), 512, (14, 14), (3, 3), padding=(1, 1), groups=512),
     Shape(4, 256, (65, 65), 256, (65, 65), (3, 3), padding=(12, 12), dilation=(12, 12)),
 ]
-
-
-def test_training_with_growth_makes_nothing_dense():
-    torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        SparseConv2d(20, 30, 3, stride=2, density=0.05, device=DEVICE),
-        torch.nn.ReLU(),
-        torch.nn.Flatten(),
-        SparseLinear(270, 40, density=0.05, device=DEVICE),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
-    before = [model[0].row_indices.clone(), model[3].row_indices.clone()]
-    x, target, losses = torch.randn(8, 20, 7, 7, device=DEVICE), torch.randn(8, 40, device=DEVICE), []
-    with sparsekern.backend("cuda"), forbid_dense(model):
-        assert sparsekern.backend_of(model[0]) == sparsekern.backend_of(model[3]) == "cuda"
-        for _ in range(3):
-            loss = torch.nn.functional.mse_loss(model(x), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            growth.step()
-            losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert not any(map(torch.equal, before, [model[0].row_indices, model[3].row_indices]))
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -13,35 +13,28 @@ import compiled_cuda
 import emulated_cuda
 import pytest
 import torch
+from own_process import run
 
 TESTS = Path(__file__).parent
 
+MODULES = ("running_gpu", "running_cuda", "running_cuda_tiles")
+BACKEND = {"SPARSEKERN_TESTED_BACKEND": "cuda"}
+
 sanitized = pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ compiler has no AddressSanitizer")
-
-
-def run(environment):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARSEKERN_")}
-    path = os.pathsep.join([str(TESTS.parent), inherited.get("PYTHONPATH", "")])
-    tests = [str(TESTS / name) for name in ("running_cuda.py", "running_cuda_tiles.py")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
-    process = subprocess.run(
-        command, env={**inherited, "PYTHONPATH": path, **environment}, cwd=TESTS.parent, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert re.search(r"^\d+ passed", process.stdout, re.MULTILINE), process.stdout
-    assert "skipped" not in process.stdout, process.stdout
 
 
 @sanitized
 def test_kernels_emulated_under_address_sanitizer(tmp_path):
     run(
+        MODULES,
         {
+            **BACKEND,
             "SPARSEKERN_EMULATED_CUDA": str(emulated_cuda.build(tmp_path)),
             "LD_PRELOAD": emulated_cuda.preload(),
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
             "OMP_NUM_THREADS": "1",
-        }
+        },
     )
 
 
@@ -50,7 +43,7 @@ def test_kernels_emulated_under_address_sanitizer(tmp_path):
     reason="there is no GPU, or no CUDA kernels in this build: they are only emulated here",
 )
 def test_kernels_on_the_gpu():
-    run({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    run(MODULES, {**BACKEND, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
 
 
 # The emulation: what it is there to catch, it catches.
