@@ -31,6 +31,18 @@ def emulate(order_seed=0, shared_bytes=SHARED_BYTES, processors=2):
         kernels().emulate(order_seed, shared_bytes, processors)
 
 
+def conflicts(work):
+    """Passes over the banks of shared memory that ldmatrix takes for a matrix in this work; 1 where nobody counts."""
+    if not is_emulated():
+        work()
+        return 1
+    kernels().matrix_reads()
+    work()
+    matrices, passes = kernels().matrix_reads()
+    assert matrices > 0
+    return passes / matrices
+
+
 class Operands:
     """A linear layer's, with edges where the mask is true."""
 

@@ -17,6 +17,7 @@ from gpu_backend import (
     assert_close,
     assert_equal_their_twins,
     backend,
+    conflicts,
     emulate,
     random_mask,
 )
@@ -24,7 +25,7 @@ from gpu_backend import (
 from sparsekern import Pattern, SparseLinear
 from sparsekern.backends import reference
 from sparsekern.backends.cuda.activations import by_feature
-from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
+from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
 from sparsekern.backends.cuda.slots import GROUP, layout, packed
 
@@ -145,6 +146,22 @@ def test_slots_are_in_an_order_without_many_bank_conflicts():
     made = layout(crow, col, perm, 904, 904, 1)
     wavefronts = assert_holds(made, torch.randn(row.numel(), device=DEVICE), edge_of)
     assert wavefronts <= 1.32 * row.numel() / 8
+
+
+@pytest.mark.parametrize("tile", [(64, 4), (32, 8), (16, 2)])
+def test_matrices_are_read_without_many_bank_conflicts(tile, monkeypatch):
+    """What the slots' order leaves, with which the choice of tiles reckons; none where a matrix is transposed."""
+    torch.manual_seed(2)
+    monkeypatch.setattr(LINEAR, "spmm_tile", lambda *shape: (tile, 904))
+    operands = Operands(tile[0], torch.rand(904, 32, device=DEVICE) < 0.05, torch.bfloat16)
+    x, w, (ccol, row, *_) = operands.x, operands.w, operands.topology
+    grad = operands.grad.t().contiguous().t()
+    tokens = sddmm_tokens(tile[0])
+    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, 64, interleaved=True)) == 1
+    gathered, stationary = by_feature(grad, tokens), by_feature(x, tokens, interleaved=True)
+    made = layout(ccol, row, None, 904, 904, 256)
+    assert conflicts(lambda: backend.linear_input_grad(grad, w, ccol, row)) <= CUTS._CONFLICTS
+    assert conflicts(lambda: LINEAR._at_edges(gathered, stationary, made, row.numel(), w.dtype)) <= CUTS._CONFLICTS
 
 
 def test_layouts_do_not_depend_on_the_order_of_threads():
@@ -272,6 +289,21 @@ def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
     assert not asked
 
 
+@pytest.mark.parametrize("name", ["nnz", "rows", "columns"])
+def test_what_32_bits_do_not_number_goes_elsewhere(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LINEAR, "other", lambda *of: asked.append(of) or reference)
+    monkeypatch.setattr(LINEAR, "_MOST", 40)
+    shape = {"nnz": (20, 20), "rows": (40, 10), "columns": (10, 40)}[name]
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask.view(-1)[: 40 if name == "nnz" else 7] = True
+    assert_equal_their_twins(Operands(3, mask, torch.float16))
+    assert len(asked) == 2
+    monkeypatch.setattr(LINEAR, "_MOST", 41)
+    assert_equal_their_twins(Operands(3, mask, torch.float16))
+    assert len(asked) == 2
+
+
 def test_tiles_fit_into_shared_memory():
     for shared_bytes in (99 * 1024, 163 * 1024, SHARED_BYTES):
         for tokens in (16, 32, 64):
@@ -281,6 +313,7 @@ def test_tiles_fit_into_shared_memory():
                 assert chunk <= 8192
                 assert min(chunks, 2) * chunk * tokens * 2 <= shared_bytes
                 assert chunk % 8 == 0 or chunks == 1
+    assert [sddmm_tokens(tokens) for tokens in (1, 32, 33, 8192)] == [32, 32, 64, 64]
     # Few tokens: small tiles, so that more processors have work.
     few, _ = spmm_tile(64, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
     many, chunk = spmm_tile(8192, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)

@@ -5,15 +5,16 @@ twins, emulated or on a GPU as in running_cuda.py.
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_backend import DEVICE, FLOATS, HALVES, emulate
+from gpu_backend import DEVICE, FLOATS, HALVES, conflicts, emulate
 from gpu_backend import SHARED_BYTES as MUCH
 from test_conv2d_kernels import Problem, assert_near, random_problem
 
 from sparsekern.backends import cuda, reference
-from sparsekern.backends.cuda import gather, inner
+from sparsekern.backends.cuda import gather, inner, products
+from sparsekern.backends.cuda import plans as plans_module
 from sparsekern.backends.cuda.extension import kernels
 from sparsekern.backends.cuda.products import Operand, sum_plan
-from sparsekern.backends.cuda.tiles import Shape
+from sparsekern.backends.cuda.tiles import Shape, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory", "large_gpu")
 
@@ -156,15 +157,32 @@ class Matrices:
         return y, *products.linear_backward(self.grad, self.x, self.w, *self.csc, torch.float32)
 
 
+def test_matrices_are_read_without_many_bank_conflicts():
+    torch.manual_seed(0)
+    geometry = (3, 3), (1, 1), (1, 1), (1, 1), 1
+    problem = placed(Problem(torch.randn(16, 12, 5, 6).bfloat16(), 16, geometry, 0.3))
+    grad, x, csc = problem.grad, problem.x, (problem.ccol, problem.row)
+    # Lists are short here: that is one of the passes that have less than 8 rows.
+    found = (
+        conflicts(lambda: problem.y(cuda)),
+        conflicts(lambda: cuda.conv2d_input_grad(grad, problem.w, *csc, x.shape[2:], *geometry)),
+        conflicts(lambda: cuda.conv2d_weight_grad(grad, x, *csc, *geometry)),
+    )
+    assert max(found) <= 1.6, found
+
+
+def check_matrices(operands):
+    for value, expected in zip(operands.results(cuda), operands.results(reference), strict=True):
+        assert value.is_contiguous()
+        assert value.shape == expected.shape
+        assert_near(value, expected, str(tuple(operands.x.shape)))
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 3), (33, 70, 45), (130, 20, 200), (17, 300, 9), (0, 4, 4), (5, 6, 1)])
 def test_linear_in_float32(shape):
     for seed, density in enumerate((0.0, 0.1, 1.0)):
         emulate(order_seed=seed, shared_bytes=LITTLE if seed == 1 else MUCH)
-        operands = Matrices(*shape, density)
-        for value, expected in zip(operands.results(cuda), operands.results(reference), strict=True):
-            assert value.is_contiguous()
-            assert value.shape == expected.shape
-            assert_near(value, expected, str(shape))
+        check_matrices(Matrices(*shape, density))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
@@ -193,6 +211,46 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
     problem.row.copy_(problem.row.flip(0).sort().values)  # counts a version, and nothing is kept of the last one
     gather.kept_layout(problem.ccol, problem.row, plan, lambda: made.append(1))
     assert made == [1]
+
+
+def test_few_layouts_of_a_topology_are_kept():
+    problem = placed(named_problem("3x3"))
+    plans, made = list(range(20)), []
+    for plan in [*plans, *plans[-8:], 0]:
+        plans_module.kept_layout(problem.ccol, problem.row, plan, lambda plan=plan: made.append(plan))
+    assert made == [*plans, 0]
+    assert len(plans_module._layouts.get(problem.ccol, problem.row)) == 8
+
+
+@pytest.mark.parametrize("limit", ["_MOST", "fits"])
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_what_32_bits_do_not_number_goes_elsewhere(dtype, limit, monkeypatch):
+    if limit == "_MOST":
+        monkeypatch.setattr(products, "_MOST", 3)
+    else:
+        monkeypatch.setattr(Source, "fits", lambda source, size: False)
+    for kernel in ("gather", "inner"):
+        monkeypatch.setattr(products, kernel, None)
+    check(named_problem("3x3", dtype))
+    if dtype == torch.float32:
+        check_matrices(Matrices(5, 6, 7, 0.5))
+
+
+def test_32_bits_number_the_elements_of_a_channel():
+    tensor = torch.empty(0)
+    for size, strides, largest in (
+        ((2, 1), (0, 2**31 - 1, 7, 7, 1), True),
+        ((2, 1), (0, 2**31, 7, 7, 1), False),
+        ((1, 3), (0, 7, 2**30, 7, 1), False),
+        ((1, 2), (0, 7, 2**30, 2**30 - 1, 2), True),
+        ((1, 2), (0, 7, 2**30, 2**30, 2), False),
+    ):
+        assert Source(tensor, strides).fits(size) == largest
+
+
+def test_linear_without_room_for_a_tile_goes_elsewhere():
+    emulate(shared_bytes=64)
+    check_matrices(Matrices(5, 6, 7, 0.5))
 
 
 LAYERS = [

@@ -46,6 +46,16 @@ def test_int64_pointers(dtype):
     assert_equal_their_twins(Operands(19, random_mask(11, 14, 0.3), dtype, torch.float32, wide_pointers=True))
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_added_up_in_float32(dtype):
+    operands = Operands(200, random_mask(5, 6, 0.6), dtype, torch.float32)
+    results, (ccol, row, *_) = operands.results(backend), operands.topology
+    columns = torch.repeat_interleave(ccol.long().diff())
+    grad, x = operands.grad.double(), operands.x.double()
+    assert_close(results["dw"], (grad[:, row.long()] * x[:, columns]).sum(0).float(), 1e-6)
+    assert_close(results["dbias"], grad.sum(0).float(), 1e-6)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
 def test_no_rows_or_columns(shape, dtype):

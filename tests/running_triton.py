@@ -75,3 +75,7 @@ def test_activations_that_lie_by_feature_are_not_copied():
     x = torch.randn(7, 32, device=DEVICE).t()
     assert by_feature(x).data_ptr() == x.data_ptr()
     assert by_feature(x[:31]).data_ptr() != x.data_ptr()
+    # Where features do not start at multiples of 16 bytes they are not read 16 bytes at a time.
+    for apart in (torch.randn(7, 33, device=DEVICE)[:, :32].t(), torch.randn(225, device=DEVICE)[1:].view(7, 32).t()):
+        assert by_feature(apart).data_ptr() != apart.data_ptr()
+        assert torch.equal(by_feature(apart)[:, :32], apart.t())

@@ -75,10 +75,15 @@ class Operands:
 )
 def test_kernels_equal_their_twins(name, dtype):
     operands = Operands(name, dtype)
-    assert_equal_their_twins(operands, alone=dtype == torch.float32)
+    assert_equal_their_twins(operands)
     batch, size = operands.x.shape[0], operands.grad.shape[2:]
     if "by pixel" in name or "planes" in name:
         assert pixels_apart(batch, size) == name.startswith("by pixel")
+
+
+@pytest.mark.parametrize("name", ["planes, groups", "planes, pointwise", "by pixel, stride", "no image"])
+def test_products_alone(name):
+    assert_equal_their_twins(Operands(name), alone=True)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -89,9 +94,8 @@ def test_no_edges_and_all(name, density):
 
 @pytest.mark.parametrize(("name", "dtype"), [("planes", torch.bfloat16), ("by pixel", torch.float16)])
 def test_half_activations_with_float32_values(name, dtype):
-    operands = Operands(name, dtype, torch.float32)
-    assert_equal_their_twins(operands, alone=True)
-    assert operands.results(backend)["dw"].dtype == torch.float32
+    results = assert_equal_their_twins(Operands(name, dtype, torch.float32), alone=True)
+    assert results["dw"].dtype == results["dw alone"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["planes, groups", "by pixel, stride"])
@@ -165,7 +169,7 @@ def test_only_what_edges_join_is_read(name):
     assert torch.equal(y[last].isnan().flatten(1).any(1)[-joined.numel() :], joined)
 
 
-@pytest.mark.parametrize("name", ["planes, stride", "by pixel, depthwise"])
+@pytest.mark.parametrize("name", ["planes, groups", "by pixel, depthwise"])
 def test_results_are_the_same_each_time(name):
     operands = Operands(name, torch.float16)
     first, second = operands.results(backend), operands.results(backend)
@@ -208,6 +212,24 @@ def test_edges_by_channel_are_kept_until_the_topology_changes():
     again = by_channel(ccol, row, 3, (7, 8), operands.geometry)
     assert again is not first
     assert torch.equal(again.indices, first.indices)
+
+
+def test_edges_in_the_order_in_which_they_are_stored_are_not_sorted():
+    for name, sorted_ in (("planes", False), ("planes, groups", True), ("planes, stride", True)):
+        operands = Operands(name)
+        size = operands.x.shape[2:]
+        edges = by_channel(*operands.topology[:2], operands.grad.shape[1], size, operands.geometry)
+        assert (edges.order is not None) == sorted_, name
+
+
+def test_what_is_read_16_bytes_at_a_time():
+    pointwise, kernel = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    planes = torch.randn(2, 4, 1, 64, device=DEVICE)
+    assert Images.of(planes, False).wide(pointwise)
+    assert not Images.of(planes, False).wide(kernel)
+    assert Images.of(planes, True).wide(kernel)
+    assert not Images.of(planes[..., :63].contiguous(), False).wide(pointwise)
+    assert not Images.of(planes.flatten()[1:257].view(1, 4, 1, 64), False).wide(pointwise)
 
 
 def test_tiles_by_shape():
