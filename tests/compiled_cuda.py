@@ -2,15 +2,14 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import pybind11
+from machine_code import disassembled, find_cuobjdump, find_nvcc, operation
 
 ROOT = Path(__file__).parent.parent
 ARCHS = ("80", "90a")
@@ -19,7 +18,7 @@ OPTIONS = ["-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel for one GPU, by what ptxas and, where there is a disassembler, the machine code say of it."""
+    """A kernel for one GPU, by what ptxas and, where that can be read, the machine code say of it."""
 
     name: str
     arch: str
@@ -29,21 +28,6 @@ class Kernel:
     shared_bytes: int
     operations: tuple[str, ...] | None
     group_loops: tuple[tuple[int, int], ...] | None  # instructions and HMMAs of each innermost loop with HMMAs
-
-
-def find_nvcc():
-    """The path of nvcc, or None: where setup.py looks."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    places = [os.environ.get("NVCC"), *(Path(home, "bin/nvcc") for home in [*homes, "/usr/local/cuda"])]
-    found = [shutil.which("nvcc"), *(str(place) for place in places if place and Path(place).exists())]
-    return next((place for place in found if place), None)
-
-
-def find_cuobjdump():
-    """The path of cuobjdump, or None: the toolkit's, or the one that triton brings."""
-    triton = find_spec("triton")
-    brought = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
-    return shutil.which("cuobjdump") or (str(brought) if brought and brought.exists() else None)
 
 
 def build(folder):
@@ -71,27 +55,6 @@ def build(folder):
     return module, "".join(report for _, report in compiled)
 
 
-def disassembled(module):
-    """{(mangled name, arch): instructions with their addresses} of a module; empty without a disassembler."""
-    tool = find_cuobjdump()
-    if tool is None:
-        return {}
-    text = subprocess.run([tool, "-sass", module], capture_output=True, text=True, check=True).stdout
-    kernels, arch = {}, None
-    for line in text.splitlines():
-        if found := re.match(r"arch = sm_(\w+)", line):
-            arch = found[1]
-        elif found := re.match(r"\s+Function : (\S+)", line):
-            instructions = kernels[found[1], arch] = []
-        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?) ?;", line):
-            instructions.append((int(found[1], 16), found[2]))
-    return kernels
-
-
-def operation(instruction):
-    return re.sub(r"^@!?U?P\w+ +", "", instruction).split()[0]
-
-
 def group_loops(instructions):
     """(instructions, HMMAs) of each loop without an inner one that has HMMAs."""
     index = {address: number for number, (address, _) in enumerate(instructions)}
@@ -108,7 +71,7 @@ def group_loops(instructions):
 
 def kernels(module, report):
     """The kernels that a module's compilation reported."""
-    code = disassembled(module)
+    code = disassembled(module) if find_cuobjdump() else {}
     found = []
     pattern = (
         r"Compiling entry function '(\S+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "

@@ -65,6 +65,16 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def large_gpu():
+    """An emulated GPU as it is by default, before a test and after: for those that emulate another."""
+    from gpu_backend import emulate
+
+    emulate()
+    yield
+    emulate()
+
+
 @pytest.fixture(params=_C.available_isas())
 def isa(request):
     """Each instruction set that this machine runs, in turn."""

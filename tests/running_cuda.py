@@ -1,4 +1,4 @@
-"""Run by test_cuda.py in a process of its own: the CUDA kernels against their twins.
+"""Run by test_cuda.py beside running_gpu.py: what the CUDA kernels for 16-bit activations are made of, and their edges.
 
 On CPU tensors, thread by thread over csrc/cuda/emulation, or, where no emulated module is named, on a GPU.
 """
@@ -9,84 +9,31 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gpu_backend import (
+    DEVICE,
+    HALVES,
+    SHARED_BYTES,
+    Operands,
+    assert_close,
+    assert_equal_their_twins,
+    backend,
+    conflicts,
+    emulate,
+    random_mask,
+)
 
-import sparsekern
 from sparsekern import Pattern, SparseLinear
-from sparsekern.backends import cuda as backend
 from sparsekern.backends import reference
 from sparsekern.backends.cuda.activations import by_feature
-from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
+from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
 from sparsekern.backends.cuda.slots import GROUP, layout, packed
-from sparsekern.testing import forbid_dense
-
-DEVICE = "cpu" if is_emulated() else "cuda"
-SHARED_BYTES = 227 * 1024  # of a block of an H200
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
-DTYPES = list(TOLERANCE)
 
 LINEAR = sys.modules["sparsekern.backends.cuda.linear"]  # the package has a function of that name
 
 CUTS = sys.modules["sparsekern.backends.cuda.cuts"]
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-def emulate(order_seed=0, shared_bytes=SHARED_BYTES, processors=2):
-    """Another order of threads and another GPU, where there is none."""
-    if is_emulated():
-        kernels().emulate(order_seed, shared_bytes, processors)
-
-
-@pytest.fixture(autouse=True)
-def a_large_gpu():
-    emulate()
-    yield
-    emulate()
-
-
-class Operands:
-    def __init__(self, tokens, mask, dtype=torch.bfloat16, w_dtype=None, wide_pointers=False):
-        rows, columns = mask.shape
-        ccol, row, crow, col, perm = Pattern.from_mask(mask).to(DEVICE).tensors()
-        if wide_pointers:
-            ccol, crow, perm = ccol.long(), crow.long(), perm.long()
-        self.mask = mask
-        self.topology = ccol, row, crow, col, perm
-        self.x = torch.randn(tokens, columns, device=DEVICE).to(dtype)
-        self.grad = torch.randn(tokens, rows, device=DEVICE).to(dtype)
-        self.w = torch.randn(int(mask.sum()), device=DEVICE).to(w_dtype or dtype)
-        self.bias = torch.randn(rows, device=DEVICE).to(w_dtype or dtype)
-
-    def results(self, products):
-        x, grad, w, (ccol, row, *by_row) = self.x, self.grad, self.w, self.topology
-        dx, dw, dbias = products.linear_backward(grad, x, w, ccol, row, w.dtype)
-        return {"y": products.linear(x, w, self.bias, ccol, row, *by_row), "dx": dx, "dw": dw, "dbias": dbias}
-
-
-def random_mask(rows, columns, density):
-    mask = torch.rand(rows, columns) < density
-    if rows > 2 and density < 1:
-        mask[rows // 2] = False
-    if columns > 2 and density < 1:
-        mask[:, columns // 2] = False
-    return mask
-
-
-def assert_close(actual, expected, tolerance):
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    assert actual.stride() == expected.stride()
-    scale = max(1.0, expected.double().abs().max().item()) if expected.numel() else 1.0
-    assert ((actual.double() - expected.double()).abs() <= tolerance * scale).all()
-
-
-def assert_equal_their_twins(operands):
-    expected = operands.results(reference)
-    results = operands.results(backend)
-    for name, value in results.items():
-        assert_close(value, expected[name], TOLERANCE[operands.x.dtype])
-    return results
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "large_gpu")
 
 
 # Transposition
@@ -107,7 +54,7 @@ def test_transpose(shape, dtype, order):
     assert not out[:, rows:].any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("shape", "aligned"), [((1, 1), True), ((70, 37), False), ((64, 136), True), ((33, 64), True)])
 def test_halves_by_feature(shape, aligned, dtype):
     emulate(order_seed=1)
@@ -201,6 +148,22 @@ def test_slots_are_in_an_order_without_many_bank_conflicts():
     assert wavefronts <= 1.32 * row.numel() / 8
 
 
+@pytest.mark.parametrize("tile", [(64, 4), (32, 8), (16, 2)])
+def test_matrices_are_read_without_many_bank_conflicts(tile, monkeypatch):
+    """What the slots' order leaves, with which the choice of tiles reckons; none where a matrix is transposed."""
+    torch.manual_seed(2)
+    monkeypatch.setattr(LINEAR, "spmm_tile", lambda *shape: (tile, 904))
+    operands = Operands(tile[0], torch.rand(904, 32, device=DEVICE) < 0.05, torch.bfloat16)
+    x, w, (ccol, row, *_) = operands.x, operands.w, operands.topology
+    grad = operands.grad.t().contiguous().t()
+    tokens = sddmm_tokens(tile[0])
+    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, 64, interleaved=True)) == 1
+    gathered, stationary = by_feature(grad, tokens), by_feature(x, tokens, interleaved=True)
+    made = layout(ccol, row, None, 904, 904, 256)
+    assert conflicts(lambda: backend.linear_input_grad(grad, w, ccol, row)) <= CUTS._CONFLICTS
+    assert conflicts(lambda: LINEAR._at_edges(gathered, stationary, made, row.numel(), w.dtype)) <= CUTS._CONFLICTS
+
+
 def test_layouts_do_not_depend_on_the_order_of_threads():
     tensors = Pattern.from_mask(random_mask(60, 50, 0.3)).to(DEVICE).tensors()
     made = []
@@ -230,19 +193,6 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
 
 # Products
 
-# tokens, columns, rows
-SHAPES = [(0, 5, 3), (1, 1, 1), (1, 30, 7), (3, 13, 9), (33, 20, 16), (70, 12, 37), (128, 5, 3)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_equal_their_twins(shape, dtype):
-    torch.manual_seed(SHAPES.index(shape))
-    tokens, columns, rows = shape
-    for density in (0.0, 0.3, 1.0):
-        mask = random_mask(rows, columns, density)
-        assert_equal_their_twins(Operands(tokens, mask, dtype, torch.float32 if density == 1 else None))
-
 
 @pytest.mark.parametrize("tile", [(64, 4), (32, 8), (32, 2), (16, 2)])
 def test_each_tile(tile, monkeypatch):
@@ -251,7 +201,7 @@ def test_each_tile(tile, monkeypatch):
     tokens, blocks = tile
     module = LINEAR
     monkeypatch.setattr(module, "spmm_tile", lambda *shape: (tile, chunk_of(tokens * 4 * 24, tokens, shape[2])))
-    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 30, 0.04))
+    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 30, 0.04), torch.bfloat16)
     arguments = operands.x, operands.w, operands.bias, *operands.topology
     assert_close(backend.linear(*arguments), reference.linear(*arguments), 1e-2)
 
@@ -289,7 +239,7 @@ def test_shapes_at_random():
         sizes = [[generator.randrange(1, 90), 8 * generator.randrange(1, 12)] for _ in range(3)]
         tokens, columns, rows = map(generator.choice, sizes)
         density = generator.choice([0.02, 0.1, 0.4, 1.0]) if rows * columns < 1500 else 0.05
-        dtype = generator.choice(DTYPES)
+        dtype = generator.choice(HALVES)
         w_dtype = generator.choice([dtype, torch.float32])
         operands = Operands(tokens, random_mask(rows, columns, density), dtype, w_dtype, generator.random() < 0.3)
         assert_equal_their_twins(operands)
@@ -304,48 +254,9 @@ def test_results_do_not_depend_on_the_order_of_threads():
         assert all(torch.equal(value, other[name]) for name, value in results[0].items())
 
 
-def test_float32_values_keep_their_dtype():
-    operands = Operands(19, random_mask(11, 14, 0.3), torch.bfloat16, torch.float32)
-    results = assert_equal_their_twins(operands)
-    assert results["dw"].dtype == results["dbias"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
-def test_no_rows_or_columns(shape):
-    assert_equal_their_twins(Operands(3, torch.zeros(shape, dtype=torch.bool)))
-
-
-def test_rows_and_columns_of_very_different_lengths():
-    mask = torch.zeros(40, 300, dtype=torch.bool)
-    mask[7], mask[:, 281], mask[39, 3] = True, True, True
-    assert_equal_their_twins(Operands(5, mask))
-
-
-def strided(name, tensor):
-    """The same values elsewhere in memory."""
-    tokens, features = tensor.shape
-    if name == "every second feature":
-        return torch.stack([tensor, torch.full_like(tensor, float("nan"))], 2).flatten(1)[:, ::2]
-    if name == "by feature":
-        return tensor.t().contiguous().t()
-    if name == "by feature, not aligned":
-        return torch.cat([tensor.new_full((1,), float("nan")), tensor.t().flatten()])[1:].view(features, tokens).t()
-    return tensor[:, :1].expand(tokens, features)
-
-
-@pytest.mark.parametrize("name", ["every second feature", "by feature", "by feature, not aligned", "expanded"])
-def test_strided_operands(name):
-    for tokens in (16, 21):
-        operands = Operands(tokens, random_mask(10, 12, 0.4))
-        operands.x, operands.grad = strided(name, operands.x), strided(name, operands.grad)
-        operands.w = torch.stack([operands.w, operands.w + 1], 1)[:, 0]
-        operands.bias = operands.bias[:1].expand(10)
-        assert_equal_their_twins(operands)
-
-
-def test_only_what_edges_join_is_read():
-    mask = random_mask(37, 40, 0.1)
-    operands = Operands(18, mask)
+def test_values_that_are_not_finite_reach_their_blocks():
+    mask = random_mask(37, 40, 0.1).cpu()
+    operands = Operands(18, mask, torch.bfloat16)
     operands.x[:, 20] = float("nan")  # the empty column
     operands.grad[:, 18] = float("inf")  # the empty row
     results = operands.results(backend)
@@ -369,12 +280,28 @@ def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
     module = LINEAR
     asked = []
     monkeypatch.setattr(module, "other", lambda *of: asked.append(of) or reference)
-    sparse, dense = Operands(3, torch.zeros(40, 50, dtype=torch.bool)), Operands(3, random_mask(40, 50, 0.1))
+    masks = torch.zeros(40, 50, dtype=torch.bool), random_mask(40, 50, 0.1)
+    sparse, dense = (Operands(3, mask, torch.bfloat16) for mask in masks)
     sparse.results(backend)
     assert asked
     asked.clear()
     dense.results(backend)
     assert not asked
+
+
+@pytest.mark.parametrize("name", ["nnz", "rows", "columns"])
+def test_what_32_bits_do_not_number_goes_elsewhere(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LINEAR, "other", lambda *of: asked.append(of) or reference)
+    monkeypatch.setattr(LINEAR, "_MOST", 40)
+    shape = {"nnz": (20, 20), "rows": (40, 10), "columns": (10, 40)}[name]
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask.view(-1)[: 40 if name == "nnz" else 7] = True
+    assert_equal_their_twins(Operands(3, mask, torch.float16))
+    assert len(asked) == 2
+    monkeypatch.setattr(LINEAR, "_MOST", 41)
+    assert_equal_their_twins(Operands(3, mask, torch.float16))
+    assert len(asked) == 2
 
 
 def test_tiles_fit_into_shared_memory():
@@ -386,88 +313,9 @@ def test_tiles_fit_into_shared_memory():
                 assert chunk <= 8192
                 assert min(chunks, 2) * chunk * tokens * 2 <= shared_bytes
                 assert chunk % 8 == 0 or chunks == 1
+    assert [sddmm_tokens(tokens) for tokens in (1, 32, 33, 8192)] == [32, 32, 64, 64]
     # Few tokens: small tiles, so that more processors have work.
     few, _ = spmm_tile(64, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
     many, chunk = spmm_tile(8192, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
     assert few[1] < many[1]
     assert chunk == chunk_of(SHARED_BYTES, many[0], 4096)
-
-
-# Layers
-
-
-def step(layer, name, images, other):
-    """Everything that a training step and an update compute with a layer's edges."""
-    x = images.clone().requires_grad_()
-    with sparsekern.backend(name):
-        y = layer(x)
-        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        ((y.square().sum()) + dx.square().sum()).backward()
-        grad = torch.autograd.grad(y.sum(), y)[0]
-        at_others = layer.weight_grad_at(grad, x.detach(), other)
-        with torch.inference_mode():
-            again = layer(images)
-    values = [y, dx, x.grad, layer.weight.grad, layer.bias.grad, at_others, again]
-    layer.zero_grad()
-    return [value.detach().clone() for value in values]
-
-
-def test_layers_train_as_with_other_backends():
-    torch.manual_seed(3)
-    layer = SparseLinear(20, 13, density=0.2, device=DEVICE)
-    images, other = torch.randn(2, 3, 20, device=DEVICE).bfloat16(), Pattern.random((13, 20), 30).to(DEVICE)
-    twins = step(layer, "reference", images, other)
-    for value, expected in zip(step(layer, "cuda", images, other), twins, strict=True):
-        assert_close(value, expected, 3e-2)  # twice through bfloat16
-
-
-def test_autocast():
-    layer = SparseLinear(20, 13, density=0.2, device=DEVICE)
-    x = torch.randn(5, 20, device=DEVICE, requires_grad=True)
-    with sparsekern.backend("cuda"), torch.autocast(DEVICE, torch.bfloat16):
-        y = layer(x)
-        y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert layer.weight.grad.dtype == x.grad.dtype == torch.float32
-    assert_close(y.float(), layer(x.detach()), 2e-2)
-
-
-def test_operators_under_torchs_checks():
-    operands = Operands(3, random_mask(5, 6, 0.5))
-    operands.x.requires_grad_()
-    with sparsekern.backend("cuda"):
-        arguments = operands.x, operands.w, operands.bias, *operands.topology
-        torch.library.opcheck(torch.ops.sparsekern.linear, arguments, test_utils=["test_schema", "test_faketensor"])
-        arguments = operands.grad, operands.x.detach(), operands.w, *operands.topology[:2]
-        torch.library.opcheck(torch.ops.sparsekern.linear_backward, arguments, test_utils="test_faketensor")
-
-
-def test_training_with_growth_makes_nothing_dense():
-    torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
-    torch.manual_seed(0)
-    options = {"density": 0.05, "device": DEVICE}
-    model = torch.nn.Sequential(SparseLinear(90, 150, **options), torch.nn.ReLU(), SparseLinear(150, 120, **options))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=2, end=10)
-    before = model[0].row_indices.clone()
-    losses = []
-    x, target = torch.randn(37, 90, device=DEVICE), torch.randn(37, 120, device=DEVICE)
-    with sparsekern.backend("cuda"), forbid_dense(model):
-        for _ in range(4):
-            with torch.autocast(DEVICE, torch.bfloat16):
-                loss = torch.nn.functional.mse_loss(model(x).float(), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            growth.step()
-            losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert not torch.equal(before, model[0].row_indices)
-
-
-def test_what_is_chosen():
-    layer = SparseLinear(4, 3, density=0.5, device=DEVICE)
-    with sparsekern.backend("cuda"):
-        assert sparsekern.backend_of(layer.bfloat16()) == "cuda"
-        assert sparsekern.backend_of(torch.empty(3, dtype=torch.float16, device=DEVICE)) == "cuda"
-        assert sparsekern.backend_of(layer.double()) == "reference"

@@ -1,16 +1,13 @@
-"""Run by test_triton.py beside running_triton.py, in the same process: the conv2d kernels against their twins."""
+"""Run by test_triton.py beside running_triton.py: the conv2d kernels against their twins."""
 
 import pytest
 import torch
-from running_triton import DEVICE, DTYPES, TOLERANCE, assert_close, random_mask, step
+from gpu_backend import DEVICE, FLOATS, assert_equal_their_twins, backend, random_mask
 
-import sparsekern
-from sparsekern import Pattern, SparseConv2d
+from sparsekern import Pattern
 from sparsekern.backends import reference
-from sparsekern.backends import triton as backend
 from sparsekern.backends.triton.conv2d_edges import by_channel
 from sparsekern.backends.triton.images import Geometry, Images, pixels_apart, tile, width_of_tiles
-from sparsekern.testing import forbid_dense
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -71,25 +68,22 @@ class Operands:
         return results
 
 
-def assert_equal_their_twins(operands, alone=False):
-    expected = operands.results(reference, alone)
-    results = operands.results(backend, alone)
-    assert results.keys() == expected.keys()
-    for name, value in results.items():
-        assert_close(value, expected[name], TOLERANCE[operands.x.dtype])
-
-
 # Half precision, which the interpreter computes slowly, on every third one.
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, DTYPES[0]) for name in GEOMETRIES] + [(name, dtype) for name in [*GEOMETRIES][::3] for dtype in DTYPES[1:]],
+    [(name, FLOATS[0]) for name in GEOMETRIES] + [(name, dtype) for name in [*GEOMETRIES][::3] for dtype in FLOATS[1:]],
 )
 def test_kernels_equal_their_twins(name, dtype):
     operands = Operands(name, dtype)
-    assert_equal_their_twins(operands, alone=dtype == torch.float32)
+    assert_equal_their_twins(operands)
     batch, size = operands.x.shape[0], operands.grad.shape[2:]
     if "by pixel" in name or "planes" in name:
         assert pixels_apart(batch, size) == name.startswith("by pixel")
+
+
+@pytest.mark.parametrize("name", ["planes, groups", "planes, pointwise", "by pixel, stride", "no image"])
+def test_products_alone(name):
+    assert_equal_their_twins(Operands(name), alone=True)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -98,12 +92,10 @@ def test_no_edges_and_all(name, density):
     assert_equal_their_twins(Operands(name, density=density))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["planes", "by pixel"])
+@pytest.mark.parametrize(("name", "dtype"), [("planes", torch.bfloat16), ("by pixel", torch.float16)])
 def test_half_activations_with_float32_values(name, dtype):
-    operands = Operands(name, dtype, torch.float32)
-    assert_equal_their_twins(operands, alone=True)
-    assert operands.results(backend)["dw"].dtype == torch.float32
+    results = assert_equal_their_twins(Operands(name, dtype, torch.float32), alone=True)
+    assert results["dw"].dtype == results["dw alone"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["planes, groups", "by pixel, stride"])
@@ -177,7 +169,7 @@ def test_only_what_edges_join_is_read(name):
     assert torch.equal(y[last].isnan().flatten(1).any(1)[-joined.numel() :], joined)
 
 
-@pytest.mark.parametrize("name", ["planes, stride", "by pixel, depthwise"])
+@pytest.mark.parametrize("name", ["planes, groups", "by pixel, depthwise"])
 def test_results_are_the_same_each_time(name):
     operands = Operands(name, torch.float16)
     first, second = operands.results(backend), operands.results(backend)
@@ -222,6 +214,24 @@ def test_edges_by_channel_are_kept_until_the_topology_changes():
     assert torch.equal(again.indices, first.indices)
 
 
+def test_edges_in_the_order_in_which_they_are_stored_are_not_sorted():
+    for name, sorted_ in (("planes", False), ("planes, groups", True), ("planes, stride", True)):
+        operands = Operands(name)
+        size = operands.x.shape[2:]
+        edges = by_channel(*operands.topology[:2], operands.grad.shape[1], size, operands.geometry)
+        assert (edges.order is not None) == sorted_, name
+
+
+def test_what_is_read_16_bytes_at_a_time():
+    pointwise, kernel = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    planes = torch.randn(2, 4, 1, 64, device=DEVICE)
+    assert Images.of(planes, False).wide(pointwise)
+    assert not Images.of(planes, False).wide(kernel)
+    assert Images.of(planes, True).wide(kernel)
+    assert not Images.of(planes[..., :63].contiguous(), False).wide(pointwise)
+    assert not Images.of(planes.flatten()[1:257].view(1, 4, 1, 64), False).wide(pointwise)
+
+
 def test_tiles_by_shape():
     assert [width_of_tiles(width, 64) for width in (1, 7, 14, 17, 28, 56, 112, 224)] == [8, 8, 16, 8, 32, 64, 64, 64]
     assert [width_of_tiles(width, 64) for width in (16, 32, 48, 64, 80, 1024)] == [16, 32, 16, 64, 16, 64]
@@ -235,78 +245,3 @@ def test_tiles_by_shape():
     assert not any(
         pixels_apart(batch, size) for batch, size in [(13, (224, 224)), (1, (7, 7)), (8, (1, 784)), (0, (1, 1))]
     )
-
-
-def make_layer(**options):
-    return SparseConv2d(4, 4, 3, density=0.2, device=DEVICE, **options)
-
-
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [((2, 4, 3, 5), {"padding": 1}), ((17, 4, 3, 3), {"stride": 2, "padding": 1, "groups": 2})],
-    ids=["planes", "by pixel"],
-)
-def test_layers_train_as_with_other_backends(shape, options):
-    torch.manual_seed(3)
-    layer = make_layer(**options)
-    images, other = torch.randn(shape, device=DEVICE), Pattern.random(layer.matrix_shape, 20).to(DEVICE)
-    twins = step(layer, "cpu" if DEVICE == "cpu" else "reference", images, other)
-    for value, expected in zip(step(layer, "triton", images, other), twins, strict=True):
-        assert_close(value, expected, 1e-5)
-
-
-def test_autocast():
-    layer = make_layer(padding=1)
-    x = torch.randn(2, 4, 3, 4, device=DEVICE, requires_grad=True)
-    with sparsekern.backend("triton"), torch.autocast(DEVICE, torch.bfloat16):
-        y = layer(x)
-        y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert layer.weight.grad.dtype == x.grad.dtype == torch.float32
-    with sparsekern.backend("reference"):
-        assert_close(y.float(), layer(x.detach()), 2e-2)
-
-
-@pytest.mark.parametrize("name", ["planes", "by pixel, patches"])
-def test_operators_under_torchs_checks(name):
-    operands = Operands(name)
-    ccol, row = operands.topology[:2]
-    geometry = tuple(operands.geometry)
-    operators = torch.ops.sparsekern
-    calls = {
-        operators.conv2d: (operands.x.requires_grad_(), operands.w, operands.bias, *operands.topology),
-        operators.conv2d_backward: (operands.grad, operands.x.detach(), operands.w, ccol, row),
-        operators.conv2d_input_grad: (operands.grad, operands.w, ccol, row, operands.x.shape[2:]),
-        operators.conv2d_weight_grad: (operands.grad, operands.x.detach(), ccol, row),
-    }
-    with sparsekern.backend("triton"):
-        for operator, arguments in calls.items():
-            torch.library.opcheck(operator, (*arguments, *geometry), test_utils=["test_schema", "test_faketensor"])
-
-
-# A batch of 17 is padded to 32; what is made of it is larger than the dense weights, and no multiple of 17.
-@pytest.mark.parametrize(("batch", "stride"), [(3, 1), (17, 2)], ids=["planes", "by pixel"])
-def test_training_with_growth_makes_nothing_dense(batch, stride):
-    torch.use_deterministic_algorithms(False)  # torch's operators on a GPU need not all have a form of that kind
-    torch.manual_seed(0)
-    options = {"density": 0.05, "device": DEVICE, "padding": 1}
-    model = torch.nn.Sequential(
-        SparseConv2d(3, 11, 3, stride=stride, **options), torch.nn.ReLU(), SparseConv2d(11, 7, 3, **options)
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    growth = sparsekern.GSE(model, optimizer, sampler="grabo", interval=1, end=10)
-    before = model[2].row_indices.clone()
-    side = 2 * stride
-    x = torch.randn(batch, 3, side, side, device=DEVICE)
-    target = torch.randn(batch, 7, 2, 2, device=DEVICE)
-    losses = []
-    with sparsekern.backend("triton"), forbid_dense(model, allowance=0.5):
-        for _ in range(2):
-            loss = (model(x) - target).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            growth.step()
-            losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert not torch.equal(before, model[2].row_indices)

@@ -13,35 +13,29 @@ import compiled_cuda
 import emulated_cuda
 import pytest
 import torch
+from machine_code import WHERE, find_cuobjdump, find_nvcc, local_memory
+from own_process import run
 
 TESTS = Path(__file__).parent
 
+MODULES = ("running_gpu", "running_cuda", "running_cuda_tiles")
+BACKEND = {"SPARSEKERN_TESTED_BACKEND": "cuda"}
+
 sanitized = pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ compiler has no AddressSanitizer")
-
-
-def run(environment):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPARSEKERN_")}
-    path = os.pathsep.join([str(TESTS.parent), inherited.get("PYTHONPATH", "")])
-    tests = [str(TESTS / name) for name in ("running_cuda.py", "running_cuda_tiles.py")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests]
-    process = subprocess.run(
-        command, env={**inherited, "PYTHONPATH": path, **environment}, cwd=TESTS.parent, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert re.search(r"^\d+ passed", process.stdout, re.MULTILINE), process.stdout
-    assert "skipped" not in process.stdout, process.stdout
 
 
 @sanitized
 def test_kernels_emulated_under_address_sanitizer(tmp_path):
     run(
+        MODULES,
         {
+            **BACKEND,
             "SPARSEKERN_EMULATED_CUDA": str(emulated_cuda.build(tmp_path)),
             "LD_PRELOAD": emulated_cuda.preload(),
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
             "OMP_NUM_THREADS": "1",
-        }
+        },
     )
 
 
@@ -50,7 +44,7 @@ def test_kernels_emulated_under_address_sanitizer(tmp_path):
     reason="there is no GPU, or no CUDA kernels in this build: they are only emulated here",
 )
 def test_kernels_on_the_gpu():
-    run({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    run(MODULES, {**BACKEND, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
 
 
 # The emulation: what it is there to catch, it catches.
@@ -106,7 +100,7 @@ def test_races_show_in_another_order_of_threads(faults):
 # What nvcc makes of the kernels.
 
 needs_nvcc = pytest.mark.skipif(
-    compiled_cuda.find_nvcc() is None, reason="there is no nvcc, so the CUDA kernels are not compiled for GPUs here"
+    find_nvcc() is None, reason="there is no nvcc, so the CUDA kernels are not compiled for GPUs here"
 )
 
 # Threads of a block, and blocks that a multiprocessor is to hold of its 65,536 registers.
@@ -130,14 +124,21 @@ BLOCKS = {
 INSTRUCTIONS = {16: 26, 32: 30, 64: 40}
 
 
+needs_disassembler = pytest.mark.skipif(
+    find_cuobjdump() is None, reason=f"there is no cuobjdump to read machine code with: {WHERE}"
+)
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return compiled_cuda.build(tmp_path_factory.mktemp("compiled"))
+    """The module's path, and its kernels for each GPU."""
+    module, report = compiled_cuda.build(tmp_path_factory.mktemp("compiled"))
+    return module, compiled_cuda.kernels(module, report)
 
 
 @needs_nvcc
 def test_kernels_compile_within_their_budgets(compiled):
-    kernels = compiled_cuda.kernels(*compiled)
+    _, kernels = compiled
     assert {kernel.arch for kernel in kernels} == set(compiled_cuda.ARCHS)
     assert {kernel.name.split("<")[0] for kernel in kernels} == set(BLOCKS)
     for kernel in kernels:
@@ -145,16 +146,22 @@ def test_kernels_compile_within_their_budgets(compiled):
         assert kernel.spilled_bytes == kernel.stack_bytes == kernel.shared_bytes == 0, kernel
         # Registers are given to a warp 256 at a time.
         assert -(-kernel.registers // 8) * 8 * threads * blocks <= 65536, kernel
-        if kernel.operations is None:
-            continue
-        assert len(kernel.operations) > 20, kernel
-        assert not [name for name in kernel.operations if name.startswith(("LDL", "STL"))], kernel
 
 
 @needs_nvcc
-@pytest.mark.skipif(compiled_cuda.find_cuobjdump() is None, reason="there is no cuobjdump to read machine code with")
+@needs_disassembler
+def test_machine_code_has_no_local_memory(compiled):
+    _, kernels = compiled
+    for kernel in kernels:
+        assert kernel.operations is not None, kernel.name
+        assert len(kernel.operations) > 20, kernel
+        assert not local_memory(kernel.operations), kernel
+
+
+@needs_nvcc
+@needs_disassembler
 def test_a_group_of_slots_takes_few_instructions(compiled):
-    kernels = compiled_cuda.kernels(*compiled)
+    _, kernels = compiled
     products = [kernel for kernel in kernels if kernel.name.startswith("spmm_kernel")]
     assert len(products) == len(compiled_cuda.ARCHS) * 2 * 4
     for kernel in products:

@@ -12,7 +12,7 @@ from test_candidates import chi_square, expected, first_draws, problem
 
 import sparsekern
 from sparsekern.backends.choice import topology_of
-from sparsekern.backends.topology import cpu, reference
+from sparsekern.backends.topology import _reference_draws, _reference_sums, cpu, reference
 from sparsekern.backends.topology.numbers import read
 from sparsekern.backends.topology.writes import Writes
 from sparsekern.growth.samplers import SAMPLERS, inactive, sample_uniform, sample_weighted
@@ -73,6 +73,10 @@ def test_arrays_are_the_same(shape, density, pointers):
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine, theirs)
     assert bool(reference.same_edges(stored, stored))
+    for place in {1, pattern.nnz // 2, pattern.nnz - 1} & {*range(1, pattern.nnz)}:
+        twice = keys.clone()
+        twice[place] = twice[place - 1]
+        assert reference.unpack_checked(twice, shape, pointers)[2] == cpu.unpack_checked(twice, shape, pointers)[2] > 0
     with sparsekern.backend("reference"):
         twin = Pattern.from_csr(shape, pattern.crow_indices, pattern.col_indices)
         twin.validate()
@@ -223,6 +227,18 @@ def test_sums_of_a_batch_are_the_same():
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_sums_over_unequal_sides_and_in_parts(monkeypatch):
+    """Nothing of one axis is taken for the other's, and images that are summed apart are added up."""
+    monkeypatch.setattr(_reference_sums, "_CHUNK", 1)
+    geometry = (2, 3), (3, 1), (1, 2), (2, 3)
+    out_size = (3, 6)
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64, generator=generator())
+    signs = reference.signs((3, 1, *out_size), x.device, generator())
+    for name, arguments in {"window_sums": (x[0], *geometry, out_size), "signed_sums": (x, signs, *geometry)}.items():
+        mine, theirs = (getattr(topology, name)(*arguments) for topology in (reference, cpu))
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_sums_unfold_nothing():
     layer = sparsekern.SparseConv2d(8, 8, 5, padding=2, density=0.1)
     x, grad = torch.randn(8, 8, 32, 32), torch.randn(8, 8, 32, 32)
@@ -347,6 +363,15 @@ def test_draws_that_find_no_more_are_given_up():
         assert not pattern.to_mask()[rows, cols].any()
         only = sample_weighted(pattern, one_row, torch.ones(1, 100), 20, generator())
         assert bool((only.row_indices[only.valid] == 3).all())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_all_alike(bad):
+    """So that what is drawn, to be thrown away, lies inside of the matrix on any device."""
+    weights, finite = _reference_draws._lifted(torch.tensor([1.0, bad, 0.0]), 1e-3)
+    assert weights.tolist() == [1.0] * 3
+    assert weights.dtype == torch.float64
+    assert not finite
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "cuda/bind.h"
 #include "cuda/queue.h"
 #include "cuda/transpose.h"
 #if SPARSEKERN_CUDA_EMULATED
-#include "cuda/emulation/block.h"
+#include "cuda/device.h"
 #endif
 
 #ifndef SPARSEKERN_CUDA_MODULE
@@ -34,5 +36,9 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
     emulated_shared_bytes = shared_bytes;
     emulated_processors = processors;
   }, py::arg("order_seed") = 0, py::arg("shared_bytes") = 227 * 1024, py::arg("processors") = 2);
+  m.def("matrix_reads", [] {
+    const auto reads = std::exchange(detail::matrix_reads, {});
+    return std::pair(reads.matrices, reads.passes);
+  });
 #endif
 }

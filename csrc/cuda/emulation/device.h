@@ -1,8 +1,10 @@
 // device_gpu.h's functions as what they do, lane by lane: for tests on a CPU.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -110,6 +112,27 @@ struct Matrices {
   const void* row;
 };
 
+// A GPU reads the eight rows of a matrix at once, in as many passes as there are different ones of them in the same 16
+// of 128 bytes: what load_matrices took since the last look.
+struct MatrixReads {
+  int64_t matrices = 0, passes = 0;
+};
+inline MatrixReads matrix_reads;
+
+// rows: of the eight, the 16 bytes' number in shared memory.
+inline void count_passes(const int64_t (&rows)[8]) {
+  int64_t most = 0;
+  for (int bank = 0; bank < 8; ++bank) {
+    std::set<int64_t> different;
+    for (const int64_t row : rows) {
+      if (row % 8 == bank) different.insert(row);
+    }
+    most = std::max<int64_t>(most, different.size());
+  }
+  ++matrix_reads.matrices;
+  matrix_reads.passes += most;
+}
+
 template <bool kTransposed>
 void load_matrices(const char* name, uint32_t (&matrices)[4], uint32_t address) {
   const char* const row = static_cast<const char*>(emulation::shared_memory()) + address;
@@ -119,6 +142,14 @@ void load_matrices(const char* name, uint32_t (&matrices)[4], uint32_t address) 
     uint16_t elements[4][8][8];
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       std::memcpy(elements[lane / 8][lane % 8], static_cast<Matrices*>(lanes[lane])->row, 16);
+    }
+    for (unsigned m = 0; m < 4; ++m) {
+      int64_t rows[8];
+      for (unsigned i = 0; i < 8; ++i) {
+        const char* const row = static_cast<const char*>(static_cast<Matrices*>(lanes[8 * m + i])->row);
+        rows[i] = (row - static_cast<const char*>(emulation::shared_memory())) / 16;
+      }
+      count_passes(rows);
     }
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       const unsigned major = lane / 4, minor = 2 * (lane % 4);
