@@ -26,9 +26,9 @@ void bind_linear(py::module_& m) {
     count_groups(queue, matrix, cut, pointer<int32_t>(counts));
   });
   m.def("fill_layout", [](const Queue& queue, const Compressed& matrix, const Cut& cut, uintptr_t pointers,
-                          uintptr_t places, uintptr_t edges, uintptr_t lists, uintptr_t orders) {
+                          uintptr_t places, uintptr_t edges, uintptr_t lists) {
     fill_layout(queue, matrix, cut, pointer<const int32_t>(pointers), pointer<uint16_t>(places),
-                pointer<int32_t>(edges), pointer<int32_t>(lists), pointer<int32_t>(orders));
+                pointer<int32_t>(edges), pointer<int32_t>(lists));
   });
   m.def("pack_slots", [](const Queue& queue, uintptr_t groups, int64_t most_groups, uintptr_t places, uintptr_t edges,
                          uintptr_t values, int values_dtype, int dtype, uintptr_t slots) {

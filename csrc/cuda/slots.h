@@ -7,9 +7,9 @@
 //
 // Each (chunk, block) has a list of groups of 16 slots. A slot is 32 bits:
 //   value (bf16 or f16) << 16 | place in the block (0 to 7) << 13 | minor - the chunk's first minor (13 bits).
-// A group that is not full ends in slots of value 0 whose minor is another slot's of the group: nothing is read that no
-// edge joins. Slots are in an order in which 8 adjacent ones (0 to 7, 8 to 15) have, as far as can be, minors that
-// differ modulo 8: ldmatrix then reads their rows without bank conflicts.
+// Of 8 adjacent slots (0 to 7, 8 to 15) slot c has, as far as can be, a minor that is c modulo 8: ldmatrix then reads
+// their rows without bank conflicts. Where a list has no edge for a slot, it has the value 0 and the minor of another of
+// its group: nothing is read that no edge joins.
 //
 // In memory the 16 slots of a group lie as the fragments of mma want them (memory_of): four adjacent words are slots
 // 2t, 2t + 1, 2t + 8, 2t + 9, those of lane t's values.
@@ -59,9 +59,9 @@ struct Cut {
 // counts[c * (blocks + 1) + b] = the groups of list (c, b); 0 for b == blocks.
 void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, int32_t* counts);
 
-// Writes places, edges and lists of all groups that the pointers name. orders: (groups * 16), scratch.
+// Writes places, edges and lists of all groups that the pointers name.
 void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
-                 uint16_t* places, int32_t* edges, int32_t* lists, int32_t* orders);
+                 uint16_t* places, int32_t* edges, int32_t* lists);
 
 // slots[i] = the value of slot i's edge, rounded to `dtype`, << 16 | places[i], for i below 16 * *groups, which is on
 // the device; `most_groups` is the room there is.

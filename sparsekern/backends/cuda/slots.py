@@ -97,8 +97,7 @@ def _made(pointers: Tensor, minors: Tensor, permutation: Tensor | None, size: in
         torch.empty(most_groups * GROUP, dtype=torch.int32, device=device),
         torch.empty(most_groups, dtype=torch.int32, device=device),
     )
-    orders = torch.empty_like(made.edges)
-    addresses = (tensor.data_ptr() for tensor in (made.pointers, made.places, made.edges, made.lists, orders))
+    addresses = (tensor.data_ptr() for tensor in (made.pointers, made.places, made.edges, made.lists))
     module.fill_layout(queue, matrix, cut, *addresses)
     return made
 
