@@ -8,7 +8,6 @@ namespace sparsekern::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kClasses = 8;  // of minors that share their banks
 
 template <class Index>
 struct Matrix {
@@ -21,19 +20,6 @@ struct Matrix {
 struct Span {
   int64_t begin = 0, end = 0;
 };
-
-// The first place of [begin, end) whose minor is at least `minor`.
-SK_DEVICE int64_t lower_bound(const int32_t* minors, int64_t begin, int64_t end, int64_t minor) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (minors[middle] < minor) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
 
 // The edges of one major in one chunk.
 template <class Index>
@@ -81,11 +67,12 @@ count_kernel(Matrix<Index> matrix, Cut cut, int32_t* counts) {
   if (list.lane == 0) counts[list.number] = (edges + kGroup - 1) / kGroup;
 }
 
-// Calls visit(place, j, minor - first minor, its class, its number within the class) with all lanes at once, lanes that
-// have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each class, from 0 on.
+// Calls visit(place, j, the minor's place in the chunk, its class, its number within the class) with all lanes at once,
+// lanes that have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each class, from
+// 0 on. in_chunk: of the list's set, nullptr: minors lie as they come.
 template <class Index, class Visit>
-SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Span& span, int32_t (&counts)[kClasses],
-                         const Visit& visit) {
+SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Span& span, const uint16_t* in_chunk,
+                         int32_t (&counts)[kClasses], const Visit& visit) {
   const unsigned before = (1u << list.lane) - 1;
   SK_UNROLL for (int c = 0; c < kClasses; ++c) counts[c] = 0;
   for (int place = 0; place < kBlock; ++place) {
@@ -93,7 +80,8 @@ SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Sp
     for (int64_t first = shuffle(span.begin, place); first < end; first += kWarp) {
       const bool inside = first + list.lane < end;
       const int64_t j = inside ? first + list.lane : -1;
-      const int minor = inside ? static_cast<int>(matrix.minors[j] - list.first_minor) : 0;
+      int minor = 0;
+      if (inside) minor = in_chunk ? in_chunk[matrix.minors[j]] : static_cast<int>(matrix.minors[j] - list.first_minor);
       const int mine = minor % kClasses;
       int32_t number = 0;
       SK_UNROLL for (int c = 0; c < kClasses; ++c) {
@@ -155,7 +143,8 @@ struct Places {
 
 template <class Index>
 SK_KERNEL(kThreads, 2)
-fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
+fill_kernel(Matrix<Index> matrix, Cut cut, const uint16_t* in_chunk, const int32_t* pointers, uint16_t* places,
+            int32_t* edges, int32_t* lists) {
   const List list = list_of_warp(cut);
   if (!list.exists) return;
   const int32_t first = pointers[list.number], last = pointers[list.number + 1];
@@ -173,10 +162,11 @@ fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* pl
     return;
   }
   const Span span = span_of_lane(matrix, cut, list);
+  if (in_chunk != nullptr) in_chunk += list.block / cut.set_blocks * cut.minors;
   int32_t totals[kClasses], counts[kClasses];
-  each_edge(matrix, list, span, totals, [](int, int64_t, int, int, int32_t) {});
+  each_edge(matrix, list, span, in_chunk, totals, [](int, int64_t, int, int, int32_t) {});
   const Places slots{totals, static_cast<int32_t>(room / kClasses)};
-  each_edge(matrix, list, span, counts, [&](int place, int64_t j, int minor, int mine, int32_t number) {
+  each_edge(matrix, list, span, in_chunk, counts, [&](int place, int64_t j, int minor, int mine, int32_t number) {
     if (j < 0) return;
     const int64_t to = memory(slots.slot_of(mine, number));
     places[to] = static_cast<uint16_t>(place << kPlaceShift | minor);
@@ -236,10 +226,10 @@ void count_of(const Queue& queue, const Compressed& matrix, const Cut& cut, int3
 }
 
 template <class Index>
-void fill_of(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-             int32_t* edges, int32_t* lists) {
+void fill_of(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
+             const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
   launch(queue, "fill_layout", fill_kernel<Index>, {blocks_of_lists(cut)}, kThreads, 0, typed<Index>(matrix), cut,
-         pointers, places, edges, lists);
+         in_chunk, pointers, places, edges, lists);
 }
 
 template <class W, class T>
@@ -256,9 +246,9 @@ void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, 
   (matrix.wide ? count_of<int64_t> : count_of<int32_t>)(queue, matrix, cut, counts);
 }
 
-void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
-                 uint16_t* places, int32_t* edges, int32_t* lists) {
-  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, pointers, places, edges, lists);
+void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
+                 const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
+  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, in_chunk, pointers, places, edges, lists);
 }
 
 void pack_slots(const Queue& queue, const int32_t* groups, int64_t most_groups, const uint16_t* places,
