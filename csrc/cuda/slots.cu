@@ -67,9 +67,9 @@ count_kernel(Matrix<Index> matrix, Cut cut, int32_t* counts) {
   if (list.lane == 0) counts[list.number] = (edges + kGroup - 1) / kGroup;
 }
 
-// Calls visit(place, j, the minor's place in the chunk, its class, its number within the class) with all lanes at once,
-// lanes that have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each class, from
-// 0 on. in_chunk: of the list's set, nullptr: minors lie as they come.
+// Calls visit(place, j, the minor's place in the chunk, its class, its number within the class) with all lanes at
+// once, lanes that have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each
+// class, from 0 on. in_chunk: of the list's set, nullptr: minors lie as they come.
 template <class Index, class Visit>
 SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Span& span, const uint16_t* in_chunk,
                          int32_t (&counts)[kClasses], const Visit& visit) {
@@ -94,9 +94,9 @@ SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Sp
   }
 }
 
-// Where a list's slots go: a row of 8 slots, those that ldmatrix reads at once, has a place for each class. A class of more
-// edges than there are rows has the rest in places that other classes leave, those of the last rows first; the n-th such
-// edges of all classes go together, so that one row has the conflicts of all.
+// Where a list's slots go: a row of 8 slots, those that ldmatrix reads at once, has a place for each class. A class of
+// more edges than there are rows has the rest in places that other classes leave, those of the last rows first; the
+// n-th such edges of all classes go together, so that one row has the conflicts of all.
 struct Places {
   const int32_t (&counts)[kClasses];
   int32_t rows;

@@ -7,10 +7,10 @@
 //
 // Each (chunk, block) has a list of groups of 16 slots. A slot is 32 bits:
 //   value (bf16 or f16) << 16 | place in the block (0 to 7) << 13 | the minor's place in its chunk (13 bits).
-// Minors lie in their chunk as they come, or in an order of minor_order.h's. Of 8 adjacent slots (0 to 7, 8 to 15) slot c
-// has, as far as can be, a minor whose place is c modulo 8: ldmatrix then reads their rows without bank conflicts. Where
-// a list has no edge for a slot, it has the value 0 and the minor of another of its group: nothing is read that no edge
-// joins.
+// Minors lie in their chunk as they come, or in an order of minor_order.h's. Of 8 adjacent slots (0 to 7, 8 to 15) slot
+// c has, as far as can be, a minor whose place is c modulo 8: ldmatrix then reads their rows without bank conflicts.
+// Where a list has no edge for a slot, it has the value 0 and the minor of another of its group: nothing is read that
+// no edge joins.
 //
 // In memory the 16 slots of a group lie as the fragments of mma want them (memory_of): four adjacent words are slots
 // 2t, 2t + 1, 2t + 8, 2t + 9, those of lane t's values.
@@ -65,8 +65,8 @@ struct Cut {
 // counts[c * (blocks + 1) + b] = the groups of list (c, b); 0 for b == blocks.
 void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, int32_t* counts);
 
-// Writes places, edges and lists of all groups that the pointers name. in_chunk: minor_order.h's places; nullptr: minors
-// lie as they come.
+// Writes places, edges and lists of all groups that the pointers name. in_chunk: minor_order.h's places; nullptr:
+// minors lie as they come.
 void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
                  const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists);
 
