@@ -39,8 +39,8 @@ void bind_linear(py::module_& m) {
   });
   m.def("fill_layout", [](const Queue& queue, const Compressed& matrix, const Cut& cut, uintptr_t in_chunk,
                           uintptr_t pointers, uintptr_t places, uintptr_t edges, uintptr_t lists) {
-    fill_layout(queue, matrix, cut, pointer<const uint16_t>(in_chunk), pointer<const int32_t>(pointers), pointer<uint16_t>(places),
-                pointer<int32_t>(edges), pointer<int32_t>(lists));
+    fill_layout(queue, matrix, cut, pointer<const uint16_t>(in_chunk), pointer<const int32_t>(pointers),
+                pointer<uint16_t>(places), pointer<int32_t>(edges), pointer<int32_t>(lists));
   });
   m.def("pack_slots", [](const Queue& queue, uintptr_t groups, int64_t most_groups, uintptr_t places, uintptr_t edges,
                          uintptr_t values, int values_dtype, int dtype, uintptr_t slots) {
@@ -54,22 +54,21 @@ void bind_linear(py::module_& m) {
                      pointer<float>(sums));
   });
   m.def("spmm", [](const Queue& queue, std::pair<int, int> tile, int dtype, int64_t tokens, int64_t majors,
-                   const Cut& cut, uintptr_t order, uintptr_t pointers, uintptr_t slots, uintptr_t x, int64_t stride, uintptr_t bias,
-                   uintptr_t y) {
+                   const Cut& cut, uintptr_t order, uintptr_t pointers, uintptr_t slots, uintptr_t x,
+                   int64_t stride, uintptr_t bias, uintptr_t y) {
     spmm(queue, {tile.first, tile.second},
          {Dtype{dtype}, tokens, majors, cut, pointer<const uint16_t>(order), pointer<const int32_t>(pointers),
-          pointer<const uint32_t>(slots),
-          pointer(x), stride, pointer<const float>(bias), pointer(y)});
+          pointer<const uint32_t>(slots), pointer(x), stride, pointer<const float>(bias), pointer(y)});
   });
   m.def("sddmm_splits", &sddmm_splits);
-  m.def("sddmm", [](const Queue& queue, int64_t splits, int dtype, int out_dtype, int64_t tokens,
-                    int64_t majors, const Cut& cut, uintptr_t order, uintptr_t groups, int64_t most_groups, uintptr_t places,
+  m.def("sddmm", [](const Queue& queue, int64_t splits, int dtype, int out_dtype, int64_t tokens, int64_t majors,
+                    const Cut& cut, uintptr_t order, uintptr_t groups, int64_t most_groups, uintptr_t places,
                     uintptr_t edges, uintptr_t lists, uintptr_t gathered, int64_t gathered_stride,
                     uintptr_t stationary, int64_t stationary_stride, uintptr_t partial, uintptr_t out) {
     sddmm(queue, splits,
           {Dtype{dtype}, Dtype{out_dtype}, tokens, majors, cut, pointer<const uint16_t>(order),
-           pointer<const int32_t>(groups), most_groups,
-           pointer<const uint16_t>(places), pointer<const int32_t>(edges), pointer<const int32_t>(lists),
+           pointer<const int32_t>(groups), most_groups, pointer<const uint16_t>(places),
+           pointer<const int32_t>(edges), pointer<const int32_t>(lists),
            pointer(gathered), gathered_stride, pointer(stationary), stationary_stride, pointer<float>(partial),
            pointer(out)});
   });

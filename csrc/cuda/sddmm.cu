@@ -63,8 +63,8 @@ sddmm_kernel(Operands<T> o) {
   const int32_t list_before = shuffle(list, (lane + kWarp - 1) % kWarp);
   const unsigned fresh = ballot(lane == 0 || list != list_before);  // another block than the group before
   const int32_t block = list >= 0 ? list % (o.blocks + 1) : 0;
-  // The rows that the lane addresses, of slot lane % 16 and unit lane / 16; whether slots lane / 4 and lane / 4 + 8 have
-  // an odd place in their block.
+  // The rows that the lane addresses, of slot lane % 16 and unit lane / 16; whether slots lane / 4 and lane / 4 + 8
+  // have an odd place in their block.
   uint32_t rows[kGroups / 2] = {};
   uint32_t odd[2] = {};
   SK_UNROLL for (int q = 0; q < kGroups; ++q) {
