@@ -233,3 +233,20 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     ):
         assert main(["export", *arguments]) == 1
         assert problem in capsys.readouterr().err
+
+
+@needs_onnx
+def test_convolutions_in_float64_leave_as_onnx_in_float32(tmp_path):
+    pytest.importorskip("sklearn")
+    import onnxruntime
+
+    from sparsekern.training.load import load_trained
+
+    run = tmp_path / "run"
+    quick = ["--model", "resnet", "--width", "4", "--depth", "8", "--epochs", "1", "--stop-after", "2", "--no-plots"]
+    assert main(["train", *quick, "--dtype", "float64", "--threads", "1", "--output", str(run)]) == 0
+    assert main(["export", str(run), "--format", "onnx"]) == 0
+    model, image = load_trained(run)
+    images = torch.randn(3, *image, dtype=torch.float64)
+    (found,) = onnxruntime.InferenceSession(run / "model.onnx").run(None, {"input_0": images.float().numpy()})
+    torch.testing.assert_close(torch.from_numpy(found).double(), outputs(model, images), atol=1e-5, rtol=1e-5)
