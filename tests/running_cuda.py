@@ -55,7 +55,8 @@ def test_transpose(shape, dtype, order):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(("shape", "aligned"), [((1, 1), True), ((70, 37), False), ((64, 136), True), ((33, 64), True)])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 37), (64, 136), (33, 64)])
 def test_halves_by_feature(shape, aligned, dtype):
     emulate(order_seed=1)
     tokens, features = shape
