@@ -19,7 +19,10 @@ INSTALLED :=
 else
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Test processes side by side, each of one thread but where a test asks for more. JOBS= for none.
+JOBS ?= 2
 endif
+PARALLEL := $(if $(JOBS),-n $(JOBS) --dist loadfile)
 
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
@@ -32,7 +35,7 @@ train: build
 
 test: lint
 	@$(RUN) .ci/check_machine.py test
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 bench: build
 	$(RUN) -m benchmarks $(or $(ARGS),--help)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +29,23 @@ def run(options: Faults) -> None:
         "steps": lambda: steps.grow(options.steps, options.seed),
         "jobs": lambda: jobs.interrupt(options.interruptions, options.ranks, options.seed),
     }
-    name = "faults" if options.ranks == 1 else f"faults_{options.ranks}_ranks"
-    before = options.output / f"{name}.json"
-    result = json.loads(before.read_text()) if before.exists() else {}
     for section in options.sections:
         print(section, file=sys.stderr, flush=True)
         made = report.begin("faults", options)
-        result[section] = measured[section]() | {"made": made}
-        report.save(result, page(result), options.output, name)  # the next one may take an hour
-    print(page(result))
+        found = {key_of(section, options.ranks): measured[section]() | {"made": made}}
+        result = earlier(options.output) | found  # read now: others may have been measured meanwhile
+        report.save(result, page(result), options.output, "faults")  # the next one may take an hour
+    print(page(earlier(options.output)))
+
+
+def earlier(output: Path) -> dict[str, Any]:
+    path = output / "faults.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def key_of(section: str, ranks: int) -> str:
+    """Jobs of several ranks stand beside those of one."""
+    return section if section != "jobs" or ranks == 1 else f"jobs_{ranks}_ranks"
 
 
 def page(result: dict[str, Any]) -> str:
@@ -45,8 +54,8 @@ def page(result: dict[str, Any]) -> str:
         "What each section does to a run, and how to resume one, is in [docs/recovery.md](../../docs/recovery.md).",
     ]
     for section, write in PAGES.items():
-        if section in result:
-            found = result[section]
+        for key in sorted(key for key in result if key == section or key.startswith(f"{section}_")):
+            found = result[key]
             paragraphs += [f"Not measured: {found['failed']}."] if "failed" in found else write(found)
             paragraphs.append(report.where(found["made"]))
     return tables.page(paragraphs)
@@ -109,22 +118,29 @@ def steps_page(found: dict[str, Any]) -> list[str]:
 
 def jobs_page(found: dict[str, Any]) -> list[str]:
     what = {
-        "killed": "a rank is killed; the job ends with an error within the minute, the same command finishes it",
-        "restarted": "a rank is killed under torchrun's `--max-restarts=1`, which finishes it",
-        "stopped": "SIGTERM, exit code 75; the same command finishes it",
+        "killed": "a process is killed; the job ends with an error within the minute, the same command finishes it",
+        "restarted": "a process is killed under torchrun's `--max-restarts=1`, which finishes it",
+        "stopped": "SIGTERM; the job saves and stops, the same command finishes it",
+        "hung": f"a process hangs (SIGSTOP); `--timeout {jobs.PATIENCE}` ends the job, the same command finishes it",
     }
     rows = []
     for way, told in what.items():
-        counts = found[way]
-        at_work = str(counts["interrupted_before_their_end"])
-        rows.append([told, at_work, f"{counts['as_it_should']} of {counts['of']}"])
-    slowest = max(trial.get("seconds_to_end", 0.0) for trial in found["trials"])
+        if way in found:
+            counts = found[way]
+            moments = str(counts["interrupted_before_their_end"]), str(counts["while_saving"])
+            rows.append([told, *moments, f"{counts['as_it_should']} of {counts['of']}"])
+    killed, hung = (
+        max((trial.get(key, 0.0) for trial in found["trials"]), default=0.0)
+        for key in ("seconds_to_end", "seconds_to_end_hung")
+    )
+    waited = f", and {hung:.1f} s after one hung, {jobs.GRACE:.0f} s of which torchrun gives it" if hung else ""
     return [
-        "## Interrupted jobs",
-        f"{found['ranks']} rank(s), at random moments of a run that trains for {found['seconds_of_training']:.0f} s. "
-        f"The longest that a job took to end after a kill is {slowest:.1f} s. In the end each must equal a run without "
-        "a break to the bit: weights, optimizer state, random state, and the CSV files but for times.",
-        report.table(["", "came in time", "as said, and equal"], rows),
+        f"## Interrupted jobs, {found['ranks']} process{'es' if found['ranks'] > 1 else ''}",
+        f"At random moments of a run that trains for {found['seconds_of_training']:.0f} s and saves every second step. "
+        f"The longest that a job took to end is {killed:.1f} s after a kill{waited}. In the end each must equal a run "
+        "without a break to the bit: weights, optimizer state, order of data, random states, and the CSV files but for "
+        "times.",
+        report.table(["", "came in time", "while saving", "as said, and equal"], rows),
     ]
 
 

@@ -169,7 +169,7 @@ class Wire:
     """Bytes that a rank sends in a step of DistributedDataParallel, sparse against dense; and whether the topologies
     of ranks stay those of a single process. Linux only."""
 
-    ranks: tuple[int, ...] = (2, 4)
+    ranks: tuple[int, ...] = (2, 3, 4)
     """Numbers of processes, on this machine."""
     densities: tuple[float, ...] = (0.2, 0.1, 0.05, 0.02, 0.01)
     """Shares of nonzero weights."""
@@ -271,7 +271,7 @@ class Faults:
     steps: int = 20000
     """steps: training steps, at least 2000."""
     interruptions: int = 20
-    """jobs: kills; restarts by torchrun and stops are a quarter as many."""
+    """jobs: kills; restarts by torchrun and stops are a quarter as many, hangs a tenth."""
     ranks: int = 1
     """jobs: processes under torchrun."""
     seed: int = 0

@@ -61,11 +61,11 @@ def test_halves_by_feature(shape, aligned, dtype):
     emulate(order_seed=1)
     tokens, features = shape
     x = torch.randn(tokens, features + 8, device=DEVICE).to(dtype)[:, (0 if aligned else 1) :][:, :features]
-    natural, interleaved = by_feature(x, sums=True), by_feature(x, 64, interleaved=True)
+    natural, interleaved = by_feature(x, sums=True), by_feature(x, interleaved=True)
     assert torch.equal(natural.tensor[:, :tokens], x.t())
     assert not natural.tensor[:, tokens:].any()
     torch.testing.assert_close(natural.sums.sum(0), x.float().sum(0))
-    assert interleaved.tensor.shape[1] == -(-tokens // 64) * 64
+    assert interleaved.tensor.shape[1] == -(-tokens // 32) * 32
     # Token 8 i + 2 t + h of 32 is at place 8 t + 2 i + h.
     by_place = interleaved.tensor.view(features, -1, 4, 4, 2).transpose(2, 3).reshape(features, -1)
     assert torch.equal(by_place[:, :tokens], x.t())
@@ -92,17 +92,24 @@ def assert_holds(made, values, edge_of):
     rounded = values.half().cpu().view(torch.int16).long().bitwise_and(0xFFFF).tolist()
     pointers, edges, lists = made.pointers.tolist(), made.edges.tolist(), made.lists.tolist()
     joined = {minor for _, minor in edge_of}
+    order = None if made.order is None else made.order.tolist()
     blocks, seen, wavefronts = made.cut.blocks, set(), 0
     assert pointers[-1] <= made.most_groups
     for number, (start, end) in enumerate(pairwise(pointers)):
         chunk, block = divmod(number, blocks + 1)
+        minors = range(made.cut.minors) if order is None else order[min(block, blocks - 1) // made.cut.set_blocks]
+        minors = minors[chunk * made.chunk :][: made.chunk]
+        if order is not None:
+            assert sorted(minors) == list(range(len(minors)))
+            minors = [chunk * made.chunk + minor for minor in minors]
         for group in range(start, end):
             assert lists[group] == (number if block < blocks else -1)
             for octet in (range(8), range(8, 16)):
                 places = [group * GROUP + memory_of(slot) for slot in octet]
-                read = {chunk * made.chunk + (slots[place] & 0x1FFF) for place in places}
+                rows = {slots[place] & 0x1FFF for place in places}
+                read = {minors[at] for at in rows}
                 if block < blocks:
-                    wavefronts += max(sum(minor % 8 == least for minor in read) for least in range(8))
+                    wavefronts += max(sum(at % 8 == least for at in rows) for least in range(8))
                 for place in places:
                     value = slots[place] >> 16
                     if edges[place] < 0:
@@ -110,7 +117,7 @@ def assert_holds(made, values, edge_of):
                         continue
                     of_block = slots[place] >> 13 & 7
                     major = block // 2 * 16 + of_block // 2 * 4 + block % 2 * 2 + of_block % 2
-                    minor = chunk * made.chunk + (slots[place] & 0x1FFF)
+                    minor = minors[slots[place] & 0x1FFF]
                     assert edge_of[major, minor] == edges[place]
                     assert value == rounded[edges[place]]
                     seen.add(edges[place])
@@ -121,8 +128,8 @@ def assert_holds(made, values, edge_of):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1.0), (37, 50, 0.3), (40, 70, 0.1), (5, 9, 0.0)])
-@pytest.mark.parametrize(("chunk", "filled"), [(16, 256), (200, 1)])
-def test_every_edge_has_a_slot(shape, chunk, filled):
+@pytest.mark.parametrize(("chunk", "filled", "set_blocks"), [(16, 256, 0), (200, 1, 1000), (16, 1, 2)])
+def test_every_edge_has_a_slot(shape, chunk, filled, set_blocks):
     torch.manual_seed(1)
     *size, density = shape
     mask = torch.rand(size) < density
@@ -132,21 +139,40 @@ def test_every_edge_has_a_slot(shape, chunk, filled):
     by_column = {edge: number for number, edge in enumerate(stored)}
     by_row = {(r, c): number for number, (c, r) in enumerate(stored)}
     rows, columns = size
-    of_columns = layout(ccol, row, None, rows, min(chunk, rows), filled)
+    of_columns = layout(ccol, row, None, rows, min(chunk, rows), filled, set_blocks)
     assert_holds(of_columns, values, by_column)
-    assert_holds(layout(crow, col, perm, columns, min(chunk, columns), filled), values, by_row)
+    assert_holds(layout(crow, col, perm, columns, min(chunk, columns), filled, set_blocks), values, by_row)
     if filled > 1 and rows > chunk:
         assert all(start % filled == 0 for start in of_columns.pointers.tolist()[:: of_columns.cut.blocks + 1])
 
 
 def test_slots_are_in_an_order_without_many_bank_conflicts():
     torch.manual_seed(2)
-    mask = torch.rand(16, 904) < 0.05
+    mask = torch.rand(128, 904) < 0.02
     _, row, crow, col, perm = (tensor.to(DEVICE) for tensor in Pattern.from_mask(mask).tensors())
     edge_of = {(int(r), int(c)): n for n, (c, r) in enumerate(mask.t().nonzero())}
-    made = layout(crow, col, perm, 904, 904, 1)
-    wavefronts = assert_holds(made, torch.randn(row.numel(), device=DEVICE), edge_of)
-    assert wavefronts <= 1.32 * row.numel() / 8
+    values = torch.randn(row.numel(), device=DEVICE)
+    for set_blocks, most in ((0, 1.4), (1000, 1.2)):
+        made = layout(crow, col, perm, 904, 904, 1, set_blocks)
+        assert assert_holds(made, values, edge_of) <= most * row.numel() / 8
+
+
+def test_lists_beyond_shared_memory_are_not_counted():
+    emulate(shared_bytes=4 * 32 + 608)
+    mask = random_mask(90, 24, 0.3)
+    _, row, crow, col, perm = Pattern.from_mask(mask).to(DEVICE).tensors()
+    edge_of = {(int(r), int(c)): n for n, (c, r) in enumerate(mask.t().nonzero())}
+    assert_holds(layout(crow, col, perm, 24, 24, 1, 1000), torch.randn(row.numel(), device=DEVICE), edge_of)
+
+
+def test_a_pattern_whose_columns_share_banks_is_spread():
+    mask = torch.zeros(16, 256, dtype=torch.bool)
+    mask[:, ::8] = True
+    _, row, crow, col, perm = Pattern.from_mask(mask).to(DEVICE).tensors()
+    edge_of = {(int(r), int(c)): n for n, (c, r) in enumerate(mask.t().nonzero())}
+    values = torch.randn(row.numel(), device=DEVICE)
+    assert assert_holds(layout(crow, col, perm, 256, 256, 1), values, edge_of) == row.numel()
+    assert assert_holds(layout(crow, col, perm, 256, 256, 1, 1000), values, edge_of) <= row.numel() / 4
 
 
 @pytest.mark.parametrize("tile", [(64, 4), (32, 8), (16, 2)])
@@ -224,7 +250,7 @@ def test_tokens_split_over_processors(processors):
     operands = Operands(64 * 5 + 3, random_mask(40, 30, 0.1), torch.float16)
     assert_equal_their_twins(operands)
     made = layout(*operands.topology[:2], None, 40, 40, 256)
-    splits = [kernels().sddmm_splits(queue_of(operands.x), made.most_groups, 323, 64, most) for most in (1, 4, 16)]
+    splits = [kernels().sddmm_splits(queue_of(operands.x), made.most_groups, 323, most) for most in (1, 4, 16)]
     assert splits[0] == 1
     assert all(1 <= split <= most for split, most in zip(splits, (1, 4, 16), strict=True))
     if is_emulated():

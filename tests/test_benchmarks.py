@@ -291,8 +291,9 @@ def test_wire():
     result = json.loads((RESULTS / "wire.json").read_text())
     page = wire.page(result)
     assert page == (RESULTS / "wire.md").read_text()
-    assert {row["ranks"] for row in result["results"]} == {2, 4}
+    assert {row["ranks"] for row in result["results"]} == {2, 3, 4}
     for row in result["results"]:
+        assert row["rigl"] < row["dense"]
         assert row["share"] == pytest.approx((99 * row["plain"] + row["update"]) / 100 / row["dense"])
         assert row["density"] < row["share"] < 2 * row["density"]
     for row in result["topologies"]:
@@ -363,7 +364,7 @@ def check(threads):
     assert os.environ["OMP_NUM_THREADS"] == "3"
 process.prepare = check
 assert __main__.main(["updates", "--threads", "3", "--widths", "8", "--edges", "1", "--repeats", "2",
-                      "--output", sys.argv[1]]) == 0
+                      "--layer", "none of them", "--output", sys.argv[1]]) == 0
 import torch
 assert torch.get_num_threads() == 3
 """

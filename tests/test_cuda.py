@@ -109,6 +109,7 @@ BLOCKS = {
     "transpose_halves_kernel": (256, 4),
     "count_kernel": (256, 4),
     "fill_kernel": (256, 3),
+    "order_kernel": (128, 8),
     "pack_kernel": (256, 8),
     "spmm_kernel": (512, 1),
     "sddmm_kernel": (512, 1),

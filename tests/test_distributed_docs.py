@@ -78,21 +78,32 @@ def samples(count):
 def test_hugging_face_trainer(tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    callback = defined("TrainerCallback")["SparseCallback"](interval=2, end=100)
-    model = Classifier()
-    arguments = transformers.TrainingArguments(
-        output_dir=tmp_path,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        max_steps=6,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    transformers.Trainer(model, arguments, train_dataset=samples(64), callbacks=[callback]).train()
-    assert callback.growth.steps == 6
-    assert moved(model.net)
+    Callback = defined("TrainerCallback")["SparseCallback"]
+
+    def train(steps, resumed=None):
+        arguments = transformers.TrainingArguments(
+            output_dir=tmp_path,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            max_steps=steps,
+            report_to=[],
+            save_steps=4,
+            use_cpu=True,
+            disable_tqdm=True,
+            lr_scheduler_type="constant",
+        )
+        model, callback = Classifier(), Callback(interval=2, end=100)
+        trainer = transformers.Trainer(model, arguments, train_dataset=samples(64), callbacks=[callback])
+        trainer.train(resume_from_checkpoint=resumed)
+        return model.net, callback.growth.steps
+
+    whole, steps = train(6)
+    assert steps == 6
+    assert moved(whole)
+    resumed, steps = train(6, str(tmp_path / "checkpoint-4"))
+    assert steps == 6
+    for mine, theirs in zip(edges(resumed), edges(whole), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_accelerate():

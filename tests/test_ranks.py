@@ -2,8 +2,11 @@
 
 import contextlib
 import copy
+import datetime
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsekern
 from sparsekern.growth.ranks import RanksDiffer, digest
 
-BATCH = 8
+BATCH = 12  # 2, 3 and 4 ranks have parts of one size
 METHODS = ["set", "rigl", "uniform", "grabo", "graest"]
 
 
@@ -114,7 +117,8 @@ def in_parallel(rank, method, steps, grown_first):
 
 
 @pytest.mark.parametrize(
-    ("count", "method", "steps"), [(2, "grabo", 200), (4, "graest", 40), *((2, method, 12) for method in METHODS)]
+    ("count", "method", "steps"),
+    [(2, "grabo", 200), (3, "grabo", 20), (3, "graest", 20), (4, "graest", 40), *((2, each, 12) for each in METHODS)],
 )
 def test_ranks_train_as_one_does(ranks, count, method, steps):
     found = ranks(count, in_parallel, method, steps, count == 2)
@@ -220,7 +224,7 @@ def uneven(rank, method, case):
     """
     torch.manual_seed(0)
     model = Branches().double()
-    sparsekern.sparsify(model, density=0.4)
+    sparsekern.sparsify(model, density=0.4, exclude=["stem", "head"] if case == "dense" else [])
     single = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(1)
     parallel = DistributedDataParallel(model, find_unused_parameters=True)
@@ -229,6 +233,7 @@ def uneven(rank, method, case):
         "empty": [([8, 0], [8, 0]), ([4, 4], [4, 4])],
         "unreached": [([4, 4], [2, 0]), ([4, 4], [2, 0])],
         "late": [([4, 4], [0, 0]), ([4, 4], [0, 3])],
+        "dense": [([4, 4], [2, 0]), ([4, 4], [2, 0])],  # the second rank reaches no sparse layer at all
     }[case]
     found = []
     for net, whole in ((parallel, False), (single, True)):
@@ -256,10 +261,10 @@ def uneven(rank, method, case):
     return topologies, alone_topologies
 
 
-@pytest.mark.parametrize("case", ["empty", "unreached", "late"])
+@pytest.mark.parametrize("case", ["empty", "unreached", "late", "dense"])
 def test_ranks_without_rows_add_nothing(ranks, case):
     for method in ("grabo", "rigl"):
-        for topologies, alone in ranks(2, uneven, method, case):
+        for topologies, alone in ranks(2, uneven, method, case, group_timeout=20):
             assert topologies == alone
 
 
@@ -411,28 +416,30 @@ def test_indices_are_not_sent(ranks):
 
 
 def send(rank):
-    """Bytes that a rank sends in a step, dense and at 5%."""
+    """Bytes that a rank sends in a step, dense, at 5% and at 2%."""
     from benchmarks.options import Wire
     from benchmarks.wire import traffic
 
     options = Wire(widths=(256, 512, 64), steps=3)
-    return traffic(None, "grabo", options), traffic(0.05, "grabo", options)
+    return traffic(None, "grabo", options), traffic(0.05, "grabo", options), traffic(0.02, "rigl", options)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the kernel's counters are Linux's")
 def test_bytes_on_the_wire(ranks):
-    for dense, sparse in ranks(2, send):
+    for dense, sparse, rigl in ranks(2, send):
         weights = 256 * 512 + 512 * 64 + 512 + 64  # float32: two ranks send half of all twice
         assert 4 * weights < dense["plain"] < 4.1 * weights
         assert sparse["plain"] < 2 * 0.05 * dense["plain"]
         # Sums of rows and columns in float64, one gradient for each edge, hashes and what says where a rank is.
         sums, edges = 256 + 512 + 512 + 64, round(0.05 * (weights - 512 - 64))
         assert 8 * sums + 4 * edges < sparse["update"] - sparse["plain"] < 8 * sums + 4 * edges + 4000
+        assert rigl["update"] - rigl["plain"] < 0.4 * dense["plain"]
 
 
 def train_and_resume(rank):
     """A run's parameters, buffers and generators at its end, and those of one that was saved and loaded on the way."""
     from sparsekern.training.config import DataConfig, GrowthConfig, ModelConfig, RunConfig, TrainConfig
+    from sparsekern.training.progress import StopAsked
     from sparsekern.training.trainer import Trainer
 
     config = TrainConfig(
@@ -460,6 +467,14 @@ def train_and_resume(rank):
                 if trainer.step == 6:
                     break
         ends.append((trainer.model.state_dict(), torch.get_rng_state(), trainer.totals, trainer.evaluate()))
+
+    def ask_the_first():  # the only one that has images of this small a test
+        if rank == 0:
+            raise StopAsked
+
+    with pytest.raises(StopAsked):
+        trainer.evaluate("test", ask_the_first)
+    assert trainer.model.training
     (model, generator, totals, accuracy), (resumed, theirs, their_totals, same) = ends
     torch.testing.assert_close(resumed, model, rtol=0, atol=0)
     assert torch.equal(generator, theirs)
@@ -474,31 +489,73 @@ def test_a_run_on_two_ranks_resumes_bit_for_bit(ranks):
     assert first[1:] == second[1:]
 
 
-def stay_alone(rank, how):
+def wait_for_one_that_hangs(rank, path):
+    """What a rank says whose group has a timeout of a second, while the other one is elsewhere."""
+    model = make_model()
+    growth = make_growth("grabo", model, make_optimizer(model))
+    own = growth.ranks._group
+    assert own._get_backend(torch.device("cpu")).options._timeout == datetime.timedelta(seconds=123)
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1), own)
+    if rank == 1:
+        while not path.exists():
+            time.sleep(0.05)
+        return None
+    with pytest.raises(RuntimeError) as caught:
+        growth.step()
+    path.touch()
+    return str(caught.value)
+
+
+def test_a_rank_that_hangs_is_an_error_after_the_timeout(ranks, tmp_path):
+    message, _ = ranks(2, wait_for_one_that_hangs, tmp_path / "done", group_timeout=123)
+    assert "rank 0 waited after the optimizer's step" in message
+    assert "imed out" in message
+
+
+def save_slowly(rank, path):
+    """Whether the first rank's file is there once this one has saved; and what a failing save raises."""
+    from sparsekern.training.folder import RunFolder
+    from sparsekern.training.ranks import FirstFailed, processes
+
+    def write(state, step, keep):
+        if step == 2:
+            raise OSError("no space")
+        time.sleep(0.3)
+        (path / "written").touch()
+
+    folder = RunFolder(path)
+    folder.checkpoints.save = write
+    trainer = SimpleNamespace(model=nn.Identity(), state_dict=dict, processes=processes(), step=1)
+    trainer.config = SimpleNamespace(run=SimpleNamespace(keep=1))
+    folder.save(trainer)
+    is_there = (path / "written").exists()
+    trainer.step = 2
+    with pytest.raises(FirstFailed if rank else OSError):
+        folder.save(trainer)
+    return is_there
+
+
+def test_all_ranks_wait_until_a_checkpoint_is_written(ranks, tmp_path):
+    """torchrun ends those that are still at work once one has ended."""
+    assert ranks(2, save_slowly, tmp_path) == [True, True]
+
+
+def stay_alone(rank):
     model = make_model()
     optimizer = make_optimizer(model)
     parallel = DistributedDataParallel(model)
     growth = make_growth("grabo", parallel, optimizer)
     train(parallel, optimizer, growth, rank, 2)
-    if rank == 1 and how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
     if rank == 1:
-        return  # and it leaves the group
-    if how == "killed":
-        train(parallel, optimizer, growth, rank, 1)
-    growth.step()  # without a backward pass, in which DDP would be the first to wait
+        os.kill(os.getpid(), signal.SIGKILL)
+    train(parallel, optimizer, growth, rank, 1)
 
 
-@pytest.mark.parametrize("how", ["killed", "gone"])
-def test_a_rank_that_is_gone_is_an_error_of_the_others(ranks, how):
-    outcomes = ranks.outcomes(2, stay_alone, how, timeout=240, group_timeout=20)
-    kind, content = outcomes[0]
+def test_a_rank_that_is_killed_is_an_error_of_the_others(ranks):
+    (kind, content), other = ranks.outcomes(2, stay_alone, timeout=240, group_timeout=20)
     assert kind == "raised"
-    if how == "killed":
-        assert outcomes[1] == ("ended", -signal.SIGKILL)
-        assert "RuntimeError" in content
-    else:
-        assert "rank 0 waited after the optimizer's step for the other ranks" in content
+    assert "RuntimeError" in content
+    assert other == ("ended", -signal.SIGKILL)
 
 
 def test_a_single_process_has_no_ranks():

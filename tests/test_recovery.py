@@ -35,6 +35,7 @@ from sparsekern.training.config import (
 )
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.load import load_model
+from sparsekern.training.log import RunLog
 from sparsekern.training.metrics import CsvLog, read_csv
 from sparsekern.training.progress import StopRequest
 from sparsekern.training.run import SAVED_ON_SIGTERM, Stopped, dense_twin, resume, start
@@ -267,6 +268,30 @@ def test_a_run_killed_between_epochs_goes_on_to_the_bit(tmp_path, whole, monkeyp
     assert_same_end(folder, whole)
 
 
+def test_an_epoch_whose_test_came_after_the_checkpoint_is_on_record_once(tmp_path, whole, monkeypatch):
+    """Saved at the epoch's last step, killed between the rows of its test and the save that counts them."""
+    config = make_config(tmp_path / "run", run={"save_every": STEPS})
+    trainer, folder = start(config)
+    write = RunLog.epoch
+
+    def write_and_die(log, metrics):
+        write(log, metrics)
+        if trainer.epoch == 2:
+            raise Killed
+
+    monkeypatch.setattr(RunLog, "epoch", write_and_die)
+    with pytest.raises(Killed):
+        train_on(trainer, folder)
+    monkeypatch.undo()
+    assert len(read_csv(folder.metrics.path)) == 2
+    trainer = resume(config, folder)
+    assert (trainer.step, trainer.epoch) == (2 * STEPS, 1)
+    train_on(trainer, folder)
+    assert_same_end(folder, whole)
+    assert len(read_csv(folder.layers.path)) == len(read_csv(whole.layers.path))
+    assert [row["step"] for row in read_csv(folder.resources.path) if row["what"] == "epoch"] == ["5", "10", "15"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_a_signal_in_the_middle_of_a_test_saves_and_stops(tmp_path, monkeypatch, number, split):
@@ -367,6 +392,7 @@ def test_workers_leave_the_jobs_signals_to_the_main_process():
 
 
 AUTO = ["--model", "mlp", "--width", "8", "--batch-size", "256", "--epochs", "2", "--no-plots", "--resume", "auto"]
+AUTO += ["--timeout", "100"]  # means nothing to a single process
 
 
 def test_one_command_begins_goes_on_and_is_done(tmp_path, capsys):
@@ -469,7 +495,12 @@ def test_faults_jobs(tmp_path, monkeypatch):
     config = [*jobs.TRAIN, "--seed", "1", "--output", str(tmp_path / "whole")]
     assert train(config) == 0
     found = jobs.restart(tmp_path / "run", RunFolder(tmp_path / "whole"), 1, 1, 0.0)
-    assert found == {"hit": True, "code": 0, "ended": True, "same": True}
+    assert {key: found[key] for key in ("hit", "code", "ended", "same")} == {
+        "hit": True,
+        "code": 0,
+        "ended": True,
+        "same": True,
+    }
     assert not jobs.compare(tmp_path / "gone", RunFolder(tmp_path / "whole"))["same"]
 
 

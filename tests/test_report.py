@@ -26,6 +26,7 @@ from sparsekern.report.runs import Run, names_of, read_run, read_runs
 from sparsekern.report.style import style_sheet
 from sparsekern.report.svg import DASHES, MARKERS, Line
 from sparsekern.training.checkpoint import load_checkpoint
+from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import TrainConfig
 from sparsekern.training.metrics import read_csv
 from sparsekern.training.run import Stopped, run, start
@@ -306,6 +307,11 @@ def test_a_damaged_checkpoint_costs_the_histograms_alone(folder, tmp_path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
+    (step,) = Checkpoints(tmp_path / "run").earlier()
+    text = parse(render(read_runs([tmp_path / "run"]))).text
+    assert "The histograms are of an earlier checkpoint: " in text
+    assert f"Fan-in and fan-out at step {step}, from the checkpoint" in text
+    (tmp_path / "run" / f"checkpoint-{step}.safetensors").unlink()
     text = parse(render(read_runs([tmp_path / "run"]))).text
     assert "No histograms of fan-in and fan-out" in text
     assert "does not" in text or "do not match their checksum" in text

@@ -1,7 +1,8 @@
 // A warp keeps the sums of its groups of slots in registers through all tokens. The minors' activations of a chunk are
 // in shared memory, while the next tokens arrive; ldmatrix gathers the rows of 16 slots, and one mma multiplies them by
 // the 8 majors of their block, whose activations a lane reads 16 bytes at a time: 16 x 8 sums, of which each slot has
-// one.
+// one. A lane keeps two of its four from tile to tile, those that may be a slot's own: a warp has twice as many groups
+// then, and activations arrive for twice as many edges.
 #include "cuda/sddmm.h"
 
 #include <algorithm>
@@ -15,9 +16,12 @@ namespace sparsekern::cuda {
 namespace {
 
 constexpr int kWarps = kSddmmWarps, kGroups = kSddmmGroups, kThreads = kWarps * static_cast<int>(kWarp);
+constexpr int kTokens = kSddmmTokens;
+static_assert(kGroups == static_cast<int>(kWarp), "a lane has the list of a group");
 
 template <class T>
 struct Operands {
+  const uint16_t* order;
   const int32_t* groups;
   const uint16_t* places;
   const int32_t* lists;
@@ -28,7 +32,13 @@ struct Operands {
   int32_t majors, chunk, blocks, buffer_bytes;
 };
 
-template <class T, int kTokens>
+// Rows of a tile in units of 16 bytes, two of them in a register.
+SK_DEVICE uint32_t row_at(const uint32_t (&rows)[kGroups / 2], int q) {
+  const uint32_t two = opaque(rows[q / 2]);
+  return q % 2 ? two >> 12 & 0xffff0u : two << 4 & 0xffff0u;
+}
+
+template <class T>
 SK_KERNEL(kThreads, 1)
 sddmm_kernel(Operands<T> o) {
   char* const shared = shared_memory();
@@ -40,32 +50,40 @@ sddmm_kernel(Operands<T> o) {
   const int64_t first_minor = static_cast<int64_t>(chunk) * o.chunk;
   const int features = static_cast<int>(o.minors - first_minor < o.chunk ? o.minors - first_minor : o.chunk);
   const T* const gathered = o.gathered + first_minor * o.gathered_stride;
+  const uint16_t* const order = o.order + first_minor;
   const int64_t end_tile = o.tiles * (split + 1) / o.splits;
   int64_t tile = o.tiles * split / o.splits;
-  copy_tile<kTokens, kThreads>(shared, gathered, o.gathered_stride, features, tile * kTokens);
+  copy_tile<kTokens, kThreads>(shared, gathered, o.gathered_stride, order, features, tile * kTokens);
   copy_async_commit();
 
   // Lane q has the list of the warp's group q; those without one come last.
   const int64_t own = first + warp * kGroups;
-  const int32_t list = own + lane % kGroups < groups ? o.lists[own + lane % kGroups] : -1;
-  const unsigned used = ballot(list >= 0) & ((1u << kGroups) - 1);
-  const int count = count_bits(used);
+  const int32_t list = own + lane < groups ? o.lists[own + lane] : -1;
+  const int count = count_bits(ballot(list >= 0));
   const int32_t list_before = shuffle(list, (lane + kWarp - 1) % kWarp);
   const unsigned fresh = ballot(lane == 0 || list != list_before);  // another block than the group before
   const int32_t block = list >= 0 ? list % (o.blocks + 1) : 0;
-  // The rows that the lane addresses, of slot lane % 16 and unit lane / 16.
-  uint32_t rows[kGroups];
+  // The rows that the lane addresses, of slot lane % 16 and unit lane / 16; whether slots lane / 4 and lane / 4 + 8
+  // have an odd place in their block.
+  uint32_t rows[kGroups / 2] = {};
+  uint32_t odd[2] = {};
   SK_UNROLL for (int q = 0; q < kGroups; ++q) {
-    const uint32_t place = q < count ? o.places[(own + q) * kGroup + memory_of(lane % 16)] : 0;
-    rows[q] = unit_offset<kTokens>(place & kMinorMask, lane / 16);
+    if (q < count) {
+      const uint16_t* const places = o.places + (own + q) * kGroup;
+      const uint32_t offset = unit_offset<kTokens>(places[memory_of(lane % 16)] & kMinorMask, lane / 16);
+      rows[q / 2] |= offset / 16 << q % 2 * 16;
+      SK_UNROLL for (int half = 0; half < 2; ++half) {
+        odd[half] |= (places[memory_of(lane / 4 + half * 8)] >> kPlaceShift & 1u) << q;
+      }
+    }
   }
 
-  float sums[kGroups][4] = {};
+  float kept[kGroups][2] = {};
   for (int buffer = 0; tile < end_tile; ++tile, buffer ^= 1) {
     copy_async_wait<0>();
     sync_block();  // the tokens are there, and nobody reads the other buffer any more
     if (tile + 1 < end_tile) {
-      copy_tile<kTokens, kThreads>(shared + (buffer ^ 1) * o.buffer_bytes, gathered, o.gathered_stride, features,
+      copy_tile<kTokens, kThreads>(shared + (buffer ^ 1) * o.buffer_bytes, gathered, o.gathered_stride, order, features,
                                    (tile + 1) * kTokens);
       copy_async_commit();
     }
@@ -86,10 +104,18 @@ sddmm_kernel(Operands<T> o) {
             majors[2 * part + 1][1] = words.w;
           }
         }
+        const uint32_t row = rows_at + row_at(rows, q);
+        float sums[kTokens / 16][4] = {};  // apart, so that no multiplication waits for another
         SK_UNROLL for (int i = 0; i < kTokens / 16; ++i) {
           uint32_t rows_of_slots[4];
-          load_matrices(rows_of_slots, (rows_at + rows[q]) ^ static_cast<uint32_t>(i << 5));
-          multiply_add<T>(sums[q], rows_of_slots, majors[i]);
+          load_matrices(rows_of_slots, row ^ static_cast<uint32_t>(i << 5));
+          multiply_add<T>(sums[i], rows_of_slots, majors[i]);
+        }
+        SK_UNROLL for (int half = 0; half < 2; ++half) {
+          const bool is_odd = opaque(odd[half]) >> q & 1;
+          SK_UNROLL for (int i = 0; i < kTokens / 16; ++i) {
+            kept[q][half] += is_odd ? sums[i][2 * half + 1] : sums[i][2 * half];
+          }
         }
       }
     }
@@ -101,8 +127,7 @@ sddmm_kernel(Operands<T> o) {
     SK_UNROLL for (int half = 0; half < 2; ++half) {
       const int64_t slot = (own + q) * kGroup + memory_of(lane / 4 + half * 8);
       const int place = o.places[slot] >> kPlaceShift;
-      const float sum = place % 2 ? sums[q][2 * half + 1] : sums[q][2 * half];
-      if (place / 2 == lane % 4) o.partial[split * o.slots + slot] = sum;
+      if (place / 2 == lane % 4) o.partial[split * o.slots + slot] = kept[q][half];
     }
   }
 }
@@ -124,11 +149,12 @@ add_kernel(const int32_t* groups, const int32_t* edges, const float* partial, in
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class T, int kTokens>
+template <class T>
 void sddmm_of(const Queue& queue, int64_t splits, const SddmmArguments& a) {
   const int64_t tiles = ceil_div(a.tokens, kTokens), runs = ceil_div(a.most_groups, kSddmmBlock);
   const int32_t buffer_bytes = a.cut.chunk * kTokens * 2;
-  const Operands<T> operands{a.groups,
+  const Operands<T> operands{a.order,
+                             a.groups,
                              a.places,
                              a.lists,
                              static_cast<const T*>(a.gathered),
@@ -144,7 +170,7 @@ void sddmm_of(const Queue& queue, int64_t splits, const SddmmArguments& a) {
                              a.cut.chunk,
                              a.cut.blocks,
                              buffer_bytes};
-  launch(queue, "sddmm", sddmm_kernel<T, kTokens>, {static_cast<unsigned>(runs * splits)}, kThreads,
+  launch(queue, "sddmm", sddmm_kernel<T>, {static_cast<unsigned>(runs * splits)}, kThreads,
          static_cast<size_t>(buffer_bytes) * 2, operands);
 }
 
@@ -157,9 +183,9 @@ void add(const Queue& queue, int64_t splits, const SddmmArguments& a) {
 
 }  // namespace
 
-int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, int tile_tokens, int64_t most) {
+int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, int64_t most) {
   constexpr int64_t kStart = 2;  // a block's beginning and end cost as much as so many tiles
-  const int64_t tiles = ceil_div(tokens, tile_tokens), runs = ceil_div(most_groups, kSddmmBlock);
+  const int64_t tiles = ceil_div(tokens, kTokens), runs = ceil_div(most_groups, kSddmmBlock);
   const int64_t processors = processors_of(queue);
   int64_t best = 1, least = INT64_MAX;
   for (int64_t splits = 1; splits <= std::min(tiles, most); ++splits) {
@@ -169,14 +195,8 @@ int64_t sddmm_splits(const Queue& queue, int64_t most_groups, int64_t tokens, in
   return best;
 }
 
-void sddmm(const Queue& queue, int tile_tokens, int64_t splits, const SddmmArguments& arguments) {
-  if (tile_tokens != 32 && tile_tokens != 64) {
-    throw std::invalid_argument("sddmm has no tile of " + std::to_string(tile_tokens) + " tokens");
-  }
-  const bool wide = tile_tokens == 64;
-  const auto multiply = arguments.dtype == Dtype::bfloat16 ? (wide ? sddmm_of<bf16, 64> : sddmm_of<bf16, 32>)
-                                                           : (wide ? sddmm_of<f16, 64> : sddmm_of<f16, 32>);
-  multiply(queue, splits, arguments);
+void sddmm(const Queue& queue, int64_t splits, const SddmmArguments& arguments) {
+  (arguments.dtype == Dtype::bfloat16 ? sddmm_of<bf16> : sddmm_of<f16>)(queue, splits, arguments);
   const auto write = arguments.out_dtype == Dtype::float32    ? add<float>
                      : arguments.out_dtype == Dtype::bfloat16 ? add<bf16>
                                                               : add<f16>;

@@ -8,7 +8,6 @@ namespace sparsekern::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kClasses = 8;  // of minors that share their banks
 
 template <class Index>
 struct Matrix {
@@ -21,19 +20,6 @@ struct Matrix {
 struct Span {
   int64_t begin = 0, end = 0;
 };
-
-// The first place of [begin, end) whose minor is at least `minor`.
-SK_DEVICE int64_t lower_bound(const int32_t* minors, int64_t begin, int64_t end, int64_t minor) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (minors[middle] < minor) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
 
 // The edges of one major in one chunk.
 template <class Index>
@@ -81,11 +67,12 @@ count_kernel(Matrix<Index> matrix, Cut cut, int32_t* counts) {
   if (list.lane == 0) counts[list.number] = (edges + kGroup - 1) / kGroup;
 }
 
-// Calls visit(place, j, minor - first minor, its class, its number within the class) with all lanes at once, lanes that
-// have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each class, from 0 on.
+// Calls visit(place, j, the minor's place in the chunk, its class, its number within the class) with all lanes at
+// once, lanes that have no edge with j = -1, until all edges of the list were visited. `counts`: the edges of each
+// class, from 0 on. in_chunk: of the list's set, nullptr: minors lie as they come.
 template <class Index, class Visit>
-SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Span& span, int32_t (&counts)[kClasses],
-                         const Visit& visit) {
+SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Span& span, const uint16_t* in_chunk,
+                         int32_t (&counts)[kClasses], const Visit& visit) {
   const unsigned before = (1u << list.lane) - 1;
   SK_UNROLL for (int c = 0; c < kClasses; ++c) counts[c] = 0;
   for (int place = 0; place < kBlock; ++place) {
@@ -93,7 +80,8 @@ SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Sp
     for (int64_t first = shuffle(span.begin, place); first < end; first += kWarp) {
       const bool inside = first + list.lane < end;
       const int64_t j = inside ? first + list.lane : -1;
-      const int minor = inside ? static_cast<int>(matrix.minors[j] - list.first_minor) : 0;
+      int minor = 0;
+      if (inside) minor = in_chunk ? in_chunk[matrix.minors[j]] : static_cast<int>(matrix.minors[j] - list.first_minor);
       const int mine = minor % kClasses;
       int32_t number = 0;
       SK_UNROLL for (int c = 0; c < kClasses; ++c) {
@@ -106,40 +94,57 @@ SK_DEVICE void each_edge(const Matrix<Index>& matrix, const List& list, const Sp
   }
 }
 
-// Places of the slots that are left when the first of the classes has run out: again and again one of each class, with
-// those of which most are left a second time, until 8 are together. orders[start + n]: the place of a class's slot n.
-SK_DEVICE void order_rest(int32_t left, int32_t first, int32_t slot, int lane, int32_t* orders) {
-  const unsigned before = (1u << lane) - 1;
-  constexpr uint32_t kNone = 0xffffffffu, kMostLeft = kMostMinors * kBlock;
-  for (unsigned some = ballot(left > 0); some != 0; some = ballot(left > 0)) {
-    uint32_t taken = 0;
-    const auto take = [&](int32_t place) {
-      orders[first++] = place;
-      --left;
-      ++taken;
-    };
-    if (left > 0) take(slot + count_bits(some & before));
-    int32_t filled = count_bits(some);
-    for (; filled < kClasses; ++filled) {
-      const uint32_t mine = left > 0 ? taken << 28 | (kMostLeft - left) << 3 | lane : kNone;
-      uint32_t least = mine;
-      for (unsigned lanes = 1; lanes < kClasses; lanes *= 2) {
-        const uint32_t other = shuffle_xor(least, lanes);
-        least = other < least ? other : least;
-      }
-      least = shuffle(least, 0);
-      if (least == kNone) break;
-      if (mine == least) take(slot + filled);
+// Where a list's slots go: a row of 8 slots, those that ldmatrix reads at once, has a place for each class. A class of
+// more edges than there are rows has the rest in places that other classes leave, those of the last rows first; the
+// n-th such edges of all classes go together, so that one row has the conflicts of all.
+struct Places {
+  const int32_t (&counts)[kClasses];
+  int32_t rows;
+
+  // How many of the classes' edges beyond their places come before the n-th of class `own`.
+  SK_DEVICE int32_t surplus_before(int32_t n, int own) const {
+    int32_t before = 0;
+    SK_UNROLL for (int c = 0; c < kClasses; ++c) {
+      const int32_t surplus = counts[c] - rows > 0 ? counts[c] - rows : 0, those = n + (c < own ? 1 : 0);
+      before += surplus < those ? surplus : those;
     }
-    slot += filled;
+    return before;
   }
-  sync_warp();  // all lanes read them
-}
+
+  // How many of the places that are left come before that of class `own` in the n-th row from the last.
+  SK_DEVICE int32_t left_before(int32_t n, int own) const {
+    int32_t before = 0;
+    SK_UNROLL for (int c = 0; c < kClasses; ++c) {
+      const int32_t left = rows - counts[c] > 0 ? rows - counts[c] : 0, those = n + (c < own ? 1 : 0);
+      before += left < those ? left : those;
+    }
+    return before;
+  }
+
+  SK_DEVICE int32_t slot_of(int own, int32_t number) const {
+    if (number < rows) return number * kClasses + own;
+    const int32_t wanted = surplus_before(number - rows, own);
+    int32_t least = 0, most = rows - 1;  // the last row from the end before whose places no more than `wanted` are left
+    while (least < most) {
+      const int32_t middle = (least + most + 1) / 2;
+      if (left_before(middle, 0) <= wanted) {
+        least = middle;
+      } else {
+        most = middle - 1;
+      }
+    }
+    int32_t slot = 0;
+    SK_UNROLL for (int c = 0; c < kClasses; ++c) {
+      if (rows - counts[c] > least && left_before(least, c) == wanted) slot = (rows - 1 - least) * kClasses + c;
+    }
+    return slot;
+  }
+};
 
 template <class Index>
 SK_KERNEL(kThreads, 2)
-fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists,
-            int32_t* orders) {
+fill_kernel(Matrix<Index> matrix, Cut cut, const uint16_t* in_chunk, const int32_t* pointers, uint16_t* places,
+            int32_t* edges, int32_t* lists) {
   const List list = list_of_warp(cut);
   if (!list.exists) return;
   const int32_t first = pointers[list.number], last = pointers[list.number + 1];
@@ -148,6 +153,7 @@ fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* pl
     lists[group] = has_edges ? static_cast<int32_t>(list.number) : -1;
   }
   const int64_t room = static_cast<int64_t>(last - first) * kGroup, at = static_cast<int64_t>(first) * kGroup;
+  const auto memory = [&](int64_t slot) { return at + slot / kGroup * kGroup + memory_of(slot % kGroup); };
   if (!has_edges) {
     for (int64_t slot = list.lane; slot < room; slot += kWarp) {
       places[at + slot] = 0;
@@ -156,34 +162,30 @@ fill_kernel(Matrix<Index> matrix, Cut cut, const int32_t* pointers, uint16_t* pl
     return;
   }
   const Span span = span_of_lane(matrix, cut, list);
-  int32_t totals[kClasses], counts[kClasses], total = 0, full = INT32_MAX, own = 0, start = 0;
-  each_edge(matrix, list, span, totals, [](int, int64_t, int, int, int32_t) {});
-  SK_UNROLL for (int c = 0; c < kClasses; ++c) {
-    total += totals[c];
-    full = totals[c] < full ? totals[c] : full;
-    own = c == list.lane ? totals[c] : own;
-    start += c < list.lane ? totals[c] : 0;
-  }
-  order_rest(list.lane < kClasses ? own - full : 0, start + full, full * kClasses, list.lane, orders + at);
-  int last_minor = 0;
-  each_edge(matrix, list, span, counts, [&](int place, int64_t j, int minor, int mine, int32_t number) {
-    int32_t slot = number * kClasses + mine;
-    if (j >= 0 && number >= full) {
-      int64_t order = at + number;
-      SK_UNROLL for (int c = 0; c < kClasses; ++c) order += c < mine ? totals[c] : 0;
-      slot = orders[order];
-    }
-    if (j >= 0) {
-      const int64_t to = at + slot / kGroup * kGroup + memory_of(slot % kGroup);
-      places[to] = static_cast<uint16_t>(place << kPlaceShift | minor);
-      edges[to] = static_cast<int32_t>(matrix.permutation ? matrix.permutation[j] : j);
-    }
-    const unsigned ends = ballot(j >= 0 && slot == total - 1);
-    if (ends != 0) last_minor = shuffle(minor, lowest_bit(ends));
+  if (in_chunk != nullptr) in_chunk += list.block / cut.set_blocks * cut.minors;
+  int32_t totals[kClasses], counts[kClasses];
+  each_edge(matrix, list, span, in_chunk, totals, [](int, int64_t, int, int, int32_t) {});
+  const Places slots{totals, static_cast<int32_t>(room / kClasses)};
+  each_edge(matrix, list, span, in_chunk, counts, [&](int place, int64_t j, int minor, int mine, int32_t number) {
+    if (j < 0) return;
+    const int64_t to = memory(slots.slot_of(mine, number));
+    places[to] = static_cast<uint16_t>(place << kPlaceShift | minor);
+    edges[to] = static_cast<int32_t>(matrix.permutation ? matrix.permutation[j] : j);
   });
-  for (int64_t slot = total + list.lane; slot < room; slot += kWarp) {
-    const int64_t to = at + slot / kGroup * kGroup + memory_of(static_cast<int>(slot % kGroup));
-    places[to] = static_cast<uint16_t>(last_minor);
+  sync_warp();
+  // The other places repeat one of their row, or, where the last row is empty, one of the row before.
+  int fullest = 0, own = list.lane % kClasses;
+  int32_t most = 0, surplus = 0, mine = 0;
+  SK_UNROLL for (int c = 0; c < kClasses; ++c) {
+    if (totals[c] > most) most = totals[c], fullest = c;
+    surplus += totals[c] > slots.rows ? totals[c] - slots.rows : 0;
+    mine = c == own ? totals[c] : mine;
+  }
+  for (int64_t slot = list.lane; slot < room; slot += kWarp) {
+    const int32_t row = static_cast<int32_t>(slot / kClasses);
+    if (row < mine || slots.left_before(slots.rows - 1 - row, own) < surplus) continue;
+    const int64_t to = memory(slot);
+    places[to] = places[memory((row < most ? row : most - 1) * kClasses + fullest)];
     edges[to] = -1;
   }
 }
@@ -224,10 +226,10 @@ void count_of(const Queue& queue, const Compressed& matrix, const Cut& cut, int3
 }
 
 template <class Index>
-void fill_of(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers, uint16_t* places,
-             int32_t* edges, int32_t* lists, int32_t* orders) {
+void fill_of(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
+             const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
   launch(queue, "fill_layout", fill_kernel<Index>, {blocks_of_lists(cut)}, kThreads, 0, typed<Index>(matrix), cut,
-         pointers, places, edges, lists, orders);
+         in_chunk, pointers, places, edges, lists);
 }
 
 template <class W, class T>
@@ -244,9 +246,9 @@ void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, 
   (matrix.wide ? count_of<int64_t> : count_of<int32_t>)(queue, matrix, cut, counts);
 }
 
-void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
-                 uint16_t* places, int32_t* edges, int32_t* lists, int32_t* orders) {
-  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, pointers, places, edges, lists, orders);
+void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
+                 const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists) {
+  (matrix.wide ? fill_of<int64_t> : fill_of<int32_t>)(queue, matrix, cut, in_chunk, pointers, places, edges, lists);
 }
 
 void pack_slots(const Queue& queue, const int32_t* groups, int64_t most_groups, const uint16_t* places,

@@ -6,10 +6,11 @@
 // writes four adjacent results.
 //
 // Each (chunk, block) has a list of groups of 16 slots. A slot is 32 bits:
-//   value (bf16 or f16) << 16 | place in the block (0 to 7) << 13 | minor - the chunk's first minor (13 bits).
-// A group that is not full ends in slots of value 0 whose minor is another slot's of the group: nothing is read that no
-// edge joins. Slots are in an order in which 8 adjacent ones (0 to 7, 8 to 15) have, as far as can be, minors that
-// differ modulo 8: ldmatrix then reads their rows without bank conflicts.
+//   value (bf16 or f16) << 16 | place in the block (0 to 7) << 13 | the minor's place in its chunk (13 bits).
+// Minors lie in their chunk as they come, or in an order of minor_order.h's. Of 8 adjacent slots (0 to 7, 8 to 15) slot
+// c has, as far as can be, a minor whose place is c modulo 8: ldmatrix then reads their rows without bank conflicts.
+// Where a list has no edge for a slot, it has the value 0 and the minor of another of its group: nothing is read that
+// no edge joins.
 //
 // In memory the 16 slots of a group lie as the fragments of mma want them (memory_of): four adjacent words are slots
 // 2t, 2t + 1, 2t + 8, 2t + 9, those of lane t's values.
@@ -26,11 +27,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/host_device.h"
 #include "cuda/queue.h"
 
 namespace sparsekern::cuda {
 
 inline constexpr int kGroup = 16, kBlock = 8, kStrip = 16;
+inline constexpr int kClasses = 8;  // of places whose rows in shared memory are in the same banks
 inline constexpr int kPlaceShift = 13;
 inline constexpr uint32_t kMinorMask = 0x1fff, kPlaceMask = 0xe000;
 inline constexpr int kMostMinors = 8192;
@@ -54,14 +57,18 @@ struct Cut {
   int32_t chunk;   // minors of a chunk, at most kMostMinors
   int32_t chunks;  // ceil(minors / chunk)
   int32_t blocks;  // 2 ceil(majors / 16)
+  int32_t set_blocks;  // of a set: their slots name minors by places in one order; even
+
+  SK_HOST_DEVICE int32_t sets() const { return (blocks + set_blocks - 1) / set_blocks; }
 };
 
 // counts[c * (blocks + 1) + b] = the groups of list (c, b); 0 for b == blocks.
 void count_groups(const Queue& queue, const Compressed& matrix, const Cut& cut, int32_t* counts);
 
-// Writes places, edges and lists of all groups that the pointers name. orders: (groups * 16), scratch.
-void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const int32_t* pointers,
-                 uint16_t* places, int32_t* edges, int32_t* lists, int32_t* orders);
+// Writes places, edges and lists of all groups that the pointers name. in_chunk: minor_order.h's places; nullptr:
+// minors lie as they come.
+void fill_layout(const Queue& queue, const Compressed& matrix, const Cut& cut, const uint16_t* in_chunk,
+                 const int32_t* pointers, uint16_t* places, int32_t* edges, int32_t* lists);
 
 // slots[i] = the value of slot i's edge, rounded to `dtype`, << 16 | places[i], for i below 16 * *groups, which is on
 // the device; `most_groups` is the room there is.

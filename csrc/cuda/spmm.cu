@@ -20,13 +20,14 @@ constexpr int kWarps = kSpmmWarps, kThreads = kWarps * static_cast<int>(kWarp);
 
 template <class T>
 struct Operands {
+  const uint16_t* order;
   const int32_t* pointers;
   const uint32_t* slots;
   const T* x;
   const float* bias;
   T* y;
   int64_t tokens, majors, minors, stride, items;
-  int32_t chunk, chunks, blocks, row_sets, buffer_bytes;
+  int32_t chunk, chunks, blocks, row_sets, row_sets_an_order, buffer_bytes;
 };
 
 // Two slots' values, each where its place is the lane's own column, else 0. `own`: place_bits of that column, twice.
@@ -55,7 +56,8 @@ SK_DEVICE void copy_stage(const Operands<T>& o, const Stage& stage, char* buffer
   if (stage.item < o.items) {
     const int64_t first = static_cast<int64_t>(stage.chunk) * o.chunk, rest = o.minors - first;
     const int features = static_cast<int>(rest < o.chunk ? rest : o.chunk);
-    copy_tile<kTokens, kThreads>(buffer, o.x + first * o.stride, o.stride, features,
+    const int64_t set = stage.item % o.row_sets / o.row_sets_an_order;
+    copy_tile<kTokens, kThreads>(buffer, o.x + first * o.stride, o.stride, o.order + set * o.minors + first, features,
                                  stage.item / o.row_sets * kTokens);
   }
   copy_async_commit();
@@ -178,7 +180,9 @@ void spmm_of(const Queue& queue, const SpmmArguments& a) {
   const int64_t grid = std::min<int64_t>(items, processors_of(queue));
   const int32_t buffer_bytes = a.cut.chunk * kTokens * 2;
   const bool one_stage = items == grid && a.cut.chunks == 1;
-  const Operands<T> operands{a.pointers,
+  static_assert(kSpmmSetBlocks % (kWarps * kBlocks) == 0);
+  const Operands<T> operands{a.order,
+                             a.pointers,
                              a.slots,
                              static_cast<const T*>(a.x),
                              a.bias,
@@ -192,6 +196,7 @@ void spmm_of(const Queue& queue, const SpmmArguments& a) {
                              a.cut.chunks,
                              a.cut.blocks,
                              static_cast<int32_t>(row_sets),
+                             static_cast<int32_t>(ceil_div(a.cut.set_blocks, kWarps * kBlocks)),
                              buffer_bytes};
   launch(queue, "spmm", spmm_kernel<T, kTokens, kBlocks>, {static_cast<unsigned>(grid)}, kThreads,
          static_cast<size_t>(buffer_bytes) * (one_stage ? 1 : 2), operands);

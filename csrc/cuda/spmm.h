@@ -15,12 +15,15 @@ struct SpmmTile {
 };
 inline constexpr SpmmTile kSpmmTiles[] = {{64, 4}, {32, 8}, {32, 2}, {16, 2}};
 inline constexpr int kSpmmWarps = 16;
+// Of a set, or more: what one thread block has of blocks at most.
+inline constexpr int kSpmmSetBlocks = 128;
 
 // y[t, m] = bias[m] + the sum of value x[minor, t] over the slots of major m.
 struct SpmmArguments {
   Dtype dtype;  // of x and y, bfloat16 or float16
   int64_t tokens, majors;
-  Cut cut;  // of one chunk at least
+  Cut cut;  // of one chunk at least; a set has a multiple of kSpmmSetBlocks blocks, or all
+  const uint16_t* order;  // minor_order.h's
   const int32_t* pointers;
   const uint32_t* slots;  // with one more group after the last
   const void* x;          // (minors, stride), aligned to 16 bytes

@@ -17,7 +17,7 @@ from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
 from sparsekern.training.progress import tell
-from sparsekern.training.ranks import FirstFailed, Processes, join, leave, processes
+from sparsekern.training.ranks import TIMEOUT, FirstFailed, Processes, join, leave, processes
 from sparsekern.training.run import Stopped, resume, run, start
 from sparsekern.training.topology import load_masks_for, sparsity_of_mask
 from sparsekern.training.trainer import Trainer
@@ -39,6 +39,9 @@ class Arguments(TrainConfig):
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from a paper's configuration (`sparsekern recipes` lists them) or from a run's config.json; the other
     options change it."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = TIMEOUT
+    """Under torchrun, how long a process waits for another before it ends with an error. A dead one is noticed at
+    once."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -47,7 +50,10 @@ def train(arguments: Sequence[str]) -> int:
     Saved and stopped by SIGTERM it is 75 (SAVED_ON_SIGTERM), by Ctrl-C 130. On the processes that torchrun starts, each
     trains on its part of every batch.
     """
-    team = join()
+    try:
+        team = join(defaults_of(arguments).timeout)
+    except ValueError as error:
+        return fail(error)
     code = train_together(arguments, team)
     if team.ranks is not None and code != 1:
         leave()
@@ -128,11 +134,12 @@ def new_config(arguments: Sequence[str]) -> TrainConfig:
 
 
 def defaults_of(arguments: Sequence[str]) -> argparse.Namespace:
-    """--resume, --recipe and --mask alone, ahead of the rest: the defaults of all other options come from there."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """--resume, --recipe, --mask and --timeout alone, ahead of the rest: the others' defaults come from the former."""
+    parser = argparse.ArgumentParser("sparsekern train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--recipe")
     parser.add_argument("--mask", type=mask_path)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT)
     return parser.parse_known_args(arguments)[0]
 
 

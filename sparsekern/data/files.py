@@ -8,9 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,10 +31,18 @@ Key = tuple[int, int | None]
 def leave_signals_to_main(worker: int) -> None:
     """Schedulers and terminals send a signal to all processes of a job, and it is the main one that acts on it.
 
-    It would fail if its workers were gone. A second SIGTERM ends a worker, as torch does with one that hangs.
+    It would fail if its workers were gone. One more SIGTERM ends a worker, as torch does with one that hangs.
     """
+    coming = 2 if dist.is_torchelastic_launched() else 1  # torchrun passes on what it is sent
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal coming
+        coming -= 1
+        if coming == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, leave)
 
 
 class PictureFiles(Dataset[tuple[Tensor, int]]):

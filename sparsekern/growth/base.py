@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sparsekern.backends.choice import topology_of
 from sparsekern.backends.topology.numbers import Number, at_most
@@ -134,6 +137,8 @@ class Growth:
         self.batch: GlobalBatch = WHOLE_BATCH
         self.ranks = find_ranks(model, process_group)
         self._lockstep = None
+        self._model = weakref.ref(model.module if isinstance(model, DistributedDataParallel) else model)
+        self._begun: RemovableHandle | None = None  # the hooks by which a backward pass is known to have begun
         if self.ranks is not None:
             self._lockstep = Lockstep(self.ranks, self.layers)
             self._lockstep.begin(self.config(), self.followers)
@@ -319,6 +324,27 @@ class Growth:
 
         for layer in self.layers.values():
             layer.watcher = watcher
+        if self._lockstep is not None:
+            self._watch_beginnings(watcher is not None)
+
+    def _watch_beginnings(self, armed: bool) -> None:
+        """Of backward passes that reach none of the layers here; the other ranks may be waiting at one."""
+        if self._begun is not None:
+            self._begun.remove()
+            self._begun = None
+        model = self._model()
+        if not armed or model is None:
+            return
+        reference = weakref.ref(self)
+
+        def begin(_: Tensor) -> None:
+            growth = reference()
+            if growth is not None:
+                growth._meet_at_the_end()
+
+        # Before DistributedDataParallel has the gradient, and with the last of them begins to wait for the other ranks.
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._begun = register_multi_grad_hook(parameters, begin, mode="any")
 
     @torch.no_grad()
     def _watch(self, layer: SparseLayer, x: Tensor, grad: Tensor) -> None:

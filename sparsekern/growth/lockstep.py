@@ -78,7 +78,8 @@ class Lockstep:
                 )
                 raise RuntimeError(
                     f"rank {self.ranks.members[self.ranks.place]} waited {where} for the other ranks, and one of them "
-                    f"ended or did not come: {error}"
+                    f"ended or did not come: {error}. Batches that leave parameters out need "
+                    "DistributedDataParallel(..., find_unused_parameters=True)"
                 ) from error
             furthest = max(each[0] for each in told)
             if furthest >= 0:

@@ -89,6 +89,21 @@ class Ranks:
             means += [part.to(tensor.device) for part, tensor in zip(parts, bucket, strict=True)]
         return means
 
+    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Each rank's part for this one, in the order of ``members``, to whom ``parts`` go in theirs.
+
+        (n,) each on the CPU, of one dtype on all ranks, of any size.
+        """
+        sizes = torch.tensor([part.numel() * part.element_size() for part in parts], device="cpu")
+        theirs = torch.empty_like(sizes)
+        dist.all_to_all_single(theirs, sizes, group=self._group)
+        arriving = theirs.tolist()
+        received = torch.empty(sum(arriving), dtype=torch.uint8, device="cpu")
+        leaving = torch.cat([part.view(torch.uint8) for part in parts])
+        dist.all_to_all_single(received, leaving, arriving, sizes.tolist(), group=self._group)
+        # Copies: a view of another type has to begin where one of its numbers may.
+        return [part.clone().view(parts[0].dtype) for part in received.split(arriving)]
+
     def split(self, items: Sequence[Any]) -> tuple[list[int], list[int]]:
         """Global ranks whose item equals the first rank's, and those whose does not."""
         same = [member for member, item in zip(self.members, items, strict=True) if item == items[0]]
@@ -108,10 +123,11 @@ class GlobalBatch:
         self.total = total
 
     def sums(self, layer: SparseLayer, part: Callable[[], tuple[Tensor, Tensor]], empty: bool) -> tuple[Tensor, Tensor]:
-        """A layer's (groups, columns) and (rows,) sums over all rows.
+        """A layer's (groups, columns) sums of its inputs and (rows,) of its output gradients over all batch rows.
 
         ``part`` makes those over this rank's rows; not called where that has none. (rows + groups * columns) float64
-        numbers are sent.
+        numbers are sent. The gradients are those of the mean of the ranks' losses, as in DistributedDataParallel: a
+        draw by the sums is not free of their scale, other than by a power of 2.
         """
         if self.ranks is None:
             return part()
@@ -122,7 +138,7 @@ class GlobalBatch:
         else:
             both = torch.cat([sums.flatten().to("cpu", torch.float64) for sums in part()])
         by_column, by_row = self.ranks.add_up(both).split([groups * columns, rows])
-        return by_column.view(groups, columns), by_row
+        return by_column.view(groups, columns), by_row.div_(len(self.ranks))
 
     def signs(self, size: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
         """int8 of ``size`` on the device, -1 or 1 for each of this rank's rows; all rows' are drawn on every rank."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
-from sparsekern.training.checkpoint import load_checkpoint
+from sparsekern.training.checkpoint import DamagedCheckpoint, load_checkpoint
 from sparsekern.training.folder import RunFolder
 
 Bin = tuple[int, int, int]  # first and last number of edges, and how many rows or columns have as many
@@ -34,16 +35,28 @@ class Degrees:
         return sum(edges * rows for edges, rows in self.fan_in.items())
 
 
-def read_degrees(folder: RunFolder) -> tuple[int, dict[str, Degrees]]:
-    """(the checkpoint's step, each layer that its growth knows). Raises FileNotFoundError or CheckpointError."""
-    state = load_checkpoint(folder.checkpoint)
+def read_degrees(folder: RunFolder) -> tuple[int, dict[str, Degrees], str]:
+    """(the checkpoint's step, each layer that its growth knows, what is the matter with a newer checkpoint).
+
+    Raises FileNotFoundError or CheckpointError.
+    """
+    problem = ""
+    try:
+        state = load_checkpoint(folder.checkpoint)
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        if not folder.checkpoints.earlier():
+            raise
+        problem = str(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that says what a resumed run would do
+            state = folder.checkpoints.find()[1]
     model = state["model"]
     found = {}
     for name, (rows, *_) in ((state.get("growth") or {}).get("layers") or {}).items():
         fan_in = torch.bincount(model[f"{name}.row_indices"].long(), minlength=rows)
         fan_out = model[f"{name}.ccol_indices"].long().diff()
         found[name] = Degrees(Counter(fan_in.tolist()), Counter(fan_out.tolist()))
-    return state["progress"]["step"], found
+    return state["progress"]["step"], found, problem
 
 
 def binned(counts: Counter[int]) -> list[Bin]:

@@ -117,7 +117,9 @@ def read_run(path: Path, name: str) -> Run:
         if not run.updates:
             run.problems.append("No update has changed its topology.")
         try:
-            run.saved_step, run.degrees = read_degrees(folder)
+            run.saved_step, run.degrees, problem = read_degrees(folder)
+            if problem:
+                run.problems.append(f"The histograms are of an earlier checkpoint: {problem}")
         except (ValueError, OSError, KeyError) as error:
             run.problems.append(f"No histograms of fan-in and fan-out: {error}")
     return run

@@ -87,16 +87,19 @@ class RunFolder:
     def save(self, trainer: Trainer) -> None:
         """Raises OSError where it cannot, FloatingPointError for weights that are not finite.
 
-        The newest checkpoint then is what it was. Of several processes all call it, and the first one writes.
+        The newest checkpoint then is what it was. Of several processes all call it, the first one writes, and the
+        others wait for it: torchrun ends what is still at work once one has ended. They raise FirstFailed.
         """
         check_finite(trainer.model)
         state = trainer.state_dict()
-        if not trainer.processes.leads:
-            return
-        for log in self.logs:  # what the checkpoint says was done is then on record too
-            if log.path.exists():
-                sync(log.path)
-        self.checkpoints.save(state, trainer.step, trainer.config.run.keep)
+
+        def write() -> None:
+            for log in self.logs:  # what the checkpoint says was done is then on record too
+                if log.path.exists():
+                    sync(log.path)
+            self.checkpoints.save(state, trainer.step, trainer.config.run.keep)
+
+        trainer.processes.first(write)
 
     def load(self, trainer: Trainer) -> None:
         """Brings `trainer` to the newest checkpoint, and no other. Raises FileNotFoundError or CheckpointError."""
@@ -120,7 +123,7 @@ class RunFolder:
             return
         remove_unfinished(self.path)
         for log in self.logs:
-            log.cut(trainer.step)
+            log.cut(trainer.step, trainer.epoch * len(trainer.loader))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.summary, summary)

@@ -27,12 +27,17 @@ class CsvLog:
                 writer.writeheader()
             writer.writerows(rows)
 
-    def cut(self, step: int) -> None:
-        """Removes the rows after `step`: what a run wrote after the checkpoint that it now resumes from."""
+    def cut(self, step: int, tested: int | None = None) -> None:
+        """Removes the rows after `step`: what a run wrote after the checkpoint that it now resumes from.
+
+        Rows of an epoch are written once it is tested, which comes after its last step and maybe after a checkpoint of
+        that step: of those, the ones after step `tested`, the end of the last epoch that the checkpoint counts.
+        """
+        last = {False: step, True: step if tested is None else tested}
         if self.path.exists():
             # A row cut short by a kill has fields that are None; a power loss can leave anything in the last ones.
             whole = [row for row in read_csv(self.path) if None not in row.values() and row["step"].isdecimal()]
-            kept = [row for row in whole if int(row["step"]) <= step]
+            kept = [row for row in whole if int(row["step"]) <= last["epoch" in row or row.get("what") == "epoch"]]
             replace_file(self.path, lambda aside: CsvLog(aside, self.columns).append(kept))
 
 

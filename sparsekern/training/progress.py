@@ -6,6 +6,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -67,7 +68,11 @@ class StopAsked(Exception):
 
 
 class StopRequest:
-    """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one acts."""
+    """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one acts.
+
+    Not under torchrun, which passes on what a scheduler has sent to all processes of a job already, sends SIGTERM when
+    another process has ended, and kills those that then take too long.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -89,5 +94,6 @@ class StopRequest:
             raise StopAsked
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self.restore()
+        self.signal = self.signal or signal.Signals(number)
+        if not dist.is_torchelastic_launched():
+            self.restore()

@@ -14,10 +14,11 @@ from torch import nn
 
 from sparsekern.growth.ranks import Ranks, find_ranks
 from sparsekern.nn import SparseLayer
+from sparsekern.training.rendezvous import find_store
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # that a process waits for another; one that ended is noticed at once
+TIMEOUT = 600.0  # seconds that a process waits for another; one that ended is noticed at once
 
 
 class FirstFailed(Exception):
@@ -87,15 +88,23 @@ def processes() -> Processes:
     return Processes() if ranks is None else Processes(ranks.place, len(ranks), ranks)
 
 
-def join() -> Processes:
-    """Makes one group of the processes that torchrun started: gloo, and NCCL for what is on a GPU."""
+def join(timeout: float = TIMEOUT) -> Processes:
+    """Makes one group of the processes that torchrun started: gloo, and NCCL for what is on a GPU.
+
+    Args:
+        timeout: seconds that each waits for the others, now and in all that they do together; more is an error.
+    """
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"--timeout is {timeout:g}; expected seconds above 0")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_torchelastic_launched():
         return Processes()
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    most = timedelta(seconds=timeout)
+    store, number, count = find_store(most)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=most)
     return processes()
 
 

@@ -104,8 +104,6 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
         tell(console, report.brief)
     bar = ProgressBar(console, trainer.config.label, trainer.step, trainer.total_steps, config.epochs)
     together = trainer.processes
-    # Of a test each process has a part of its own, and so no batch at which all of them could meet.
-    interrupt = stop.check if together.count == 1 else lambda: None
 
     def check() -> None:
         """Raises StopAsked once a signal has come to one of the processes, at the same step on all of them."""
@@ -124,12 +122,14 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
                         raise StopAsked
                     if config.save_every is not None and trainer.step % config.save_every == 0:
                         folder.save(trainer)
-                metrics = trainer.finish_epoch(interrupt)
+                metrics = trainer.finish_epoch(stop.check)
                 log.epoch(metrics)
                 bar.show_epoch(metrics)
                 if trainer.epoch % config.checkpoint_every == 0 or trainer.epoch == config.epochs:
                     folder.save(trainer)
         except StopAsked:
+            if number := together.most(stop.signal or 0):  # in a test, it may have come to others
+                stop.signal = signal.Signals(number)
             folder.save(trainer)
             raise Stopped(trainer, exit_code(stop.signal)) from None
 

@@ -34,6 +34,7 @@ from sparsekern.training.config import TrainConfig
 from sparsekern.training.mixing import build_mixing
 from sparsekern.training.nonfinite import NonFinite
 from sparsekern.training.norms import measure_norms
+from sparsekern.training.progress import StopAsked
 from sparsekern.training.ranks import processes
 from sparsekern.training.topology import build_topology
 
@@ -224,8 +225,9 @@ class Trainer:
     def finish_epoch(self, interrupt: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Tests the model and returns the epoch's row of metrics.
 
-        `interrupt` is called between the batches of the test; what it raises leaves the epoch unfinished, and its test
-        to be made anew. Raises FloatingPointError for an epoch whose steps were all skipped.
+        `interrupt` is called between the batches of the test. A StopAsked that it raises on one of the processes leaves
+        the epoch unfinished on all, and its test to be made anew. Raises FloatingPointError for an epoch whose steps
+        were all skipped.
         """
         totals = self.totals
         loss, correct, images = self.processes.sums((totals.loss, totals.correct, totals.images))
@@ -266,23 +268,33 @@ class Trainer:
         self.processes.share_buffers(model)
         model.eval()
         batches = []
+        is_broken_off = False
         try:
             parts = self.processes.number, self.processes.count
             for images, labels in self.data.batches(split, EVALUATION_BATCH, *parts):
                 interrupt()
                 batches.append((self.predict(images, model), labels))
+        except StopAsked:
+            if self.processes.count == 1:
+                raise
+            is_broken_off = True
         finally:
             model.train(was_training)
         if self.processes.count > 1:
-            return self.mean_of_all(batches)
+            return self.mean_of_all(batches, is_broken_off)
         logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return F.cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).double().mean().item()
 
-    def mean_of_all(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """(mean loss, share of right answers) over the batches of all processes."""
+    def mean_of_all(self, batches: list[tuple[Tensor, Tensor]], is_broken_off: bool) -> tuple[float, float]:
+        """(mean loss, share of right answers) over the batches of all processes.
+
+        Raises StopAsked on all of them where one broke off.
+        """
         losses = sum(F.cross_entropy(logits, labels, reduction="sum").item() for logits, labels in batches)
         correct = sum(int((logits.argmax(dim=1) == labels).sum()) for logits, labels in batches)
-        sums = self.processes.sums((losses, correct, sum(len(labels) for _, labels in batches)))
+        sums = self.processes.sums((losses, correct, sum(len(labels) for _, labels in batches), is_broken_off))
+        if sums[3]:
+            raise StopAsked
         return sums[0] / sums[2], sums[1] / sums[2]
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,11 +26,10 @@ class ByFeature:
     sums: Tensor | None = None
 
 
-def by_feature(x: Tensor, multiple: int = _INTERLEAVED, interleaved: bool = False, sums: bool = False) -> ByFeature:
+def by_feature(x: Tensor, interleaved: bool = False, sums: bool = False) -> ByFeature:
     """Activations (tokens, features) transposed, into memory of their own size; as they are where they lie so already.
 
     Args:
-        multiple: room is made for a multiple of this many tokens, itself one of 32.
         interleaved: the order of the tokens, see csrc/cuda/transpose.h.
         sums: whether they are added up on the way.
     """
@@ -40,7 +39,7 @@ def by_feature(x: Tensor, multiple: int = _INTERLEAVED, interleaved: bool = Fals
         return ByFeature(x.t(), tokens)
     if x.stride(1) != 1 and features > 1:
         x = x.contiguous()
-    room = -(-tokens // multiple) * multiple
+    room = -(-tokens // _INTERLEAVED) * _INTERLEAVED
     out = torch.empty(features, room, dtype=x.dtype, device=x.device)
     added = torch.empty(room // _INTERLEAVED, features, device=x.device) if sums else None
     kernels().transpose_halves(

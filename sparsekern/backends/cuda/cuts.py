@@ -10,8 +10,10 @@ from sparsekern.backends.cuda.extension import kernels
 from sparsekern.backends.cuda.slots import GROUP, MOST_MINORS
 
 # Clocks of a multiprocessor. A group's 16 rows of 16 tokens (512 bytes) leave shared memory in 4 at the best, with the
-# bank conflicts left by the slots' order in 1.4 times as many; its own slots arrive in 2.
-_GATHER, _CONFLICTS, _SLOTS = 4, 1.4, 2
+# bank conflicts that the minors' order leaves in 1.1 times as many; its own slots arrive in 2. 512 bytes of activations
+# enter it in 4, for which their place in the order is read in 1.
+_GATHER, _CONFLICTS, _SLOTS = 4, 1.1, 2
+_FILL_BYTES = 512 / 5
 # Instructions of a group: so many, and so many more for each 16 tokens; 4 start in a clock.
 _INSTRUCTIONS, _INSTRUCTIONS_A_PART, _ISSUED = 20, 4, 4
 _L2_BYTES = 24  # that arrive in a clock, when all multiprocessors ask
@@ -39,15 +41,11 @@ def spmm_tile(
         lists = -(-minors // chunk) * -(-majors // 8)
         groups = (nnz / GROUP + min(lists, nnz) / 2) / sets
         parts = tile_tokens / 16
-        gather = groups * (_GATHER * _CONFLICTS * parts + _SLOTS)
+        activations = minors * tile_tokens * 2
+        gather = groups * (_GATHER * _CONFLICTS * parts + _SLOTS) + activations / _FILL_BYTES
         issue = groups * (_INSTRUCTIONS + _INSTRUCTIONS_A_PART * parts) / _ISSUED
-        staging = minors * tile_tokens * 2 / _L2_BYTES
+        staging = (activations + groups * GROUP * 4) / _L2_BYTES
         return -(-items // processors) * max(gather, issue, staging) + _START
 
     tile = min(kernels().spmm_tiles, key=clocks)
     return tile, chunk_of(shared_bytes, tile[0], minors)
-
-
-def sddmm_tokens(tokens: int) -> int:
-    """Tokens that the values' gradient works on at once."""
-    return 32 if tokens <= 32 else 64

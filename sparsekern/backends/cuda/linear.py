@@ -13,13 +13,13 @@ from torch import Tensor
 from sparsekern.backends import reference
 from sparsekern.backends.cuda import linear_float32
 from sparsekern.backends.cuda.activations import ByFeature, by_feature
-from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
+from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
 from sparsekern.backends.cuda.extension import kernels, queue_of
 from sparsekern.backends.cuda.served import other, serves
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
 from sparsekern.backends.gpu import on_device_of
 
-_MOST = 2**31  # edges, and majors: the kernels count them in 32 bits
+_MOST = 2**31 - 1  # edges, and majors: the kernels count them in 32 bits
 # At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
 # than one edge each: a gather from memory moves less.
 _LEAST_DENSITY = 1 / 1024
@@ -31,13 +31,18 @@ linear_direct = reference.linear_direct
 def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | None:
     """The backend that is to compute with these activations and this matrix instead, or None."""
     nnz, columns = row.numel(), ccol.numel() - 1
-    if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) >= _MOST:
+    if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) > _MOST:
         return other("linear", x.dtype, x.device)
     if nnz < _LEAST_DENSITY * rows * columns:
         backend = other("linear", x.dtype, x.device)
         if backend is not reference:
             return backend
     return linear_float32 if x.dtype == torch.float32 else None
+
+
+def _by_column(ccol: Tensor, row: Tensor, rows: int, chunk: int) -> Layout:
+    """The slots by column, one order of the rows for all: for the input's gradient and the values'."""
+    return layout(ccol, row, None, rows, chunk, GROUPS_A_BLOCK, _MOST)
 
 
 def _sums_along(
@@ -60,7 +65,10 @@ def _sums_along(
     queue = queue_of(x.tensor)
     limits = module.shared_bytes(queue), module.processors(queue)
     tile, chunk = spmm_tile(x.tokens, majors, size, nnz, *limits)
-    made = layout(pointers, minors, permutation, size, chunk, GROUPS_A_BLOCK if permutation is None else 1)
+    if permutation is None:
+        made = _by_column(pointers, minors, size, chunk)
+    else:
+        made = layout(pointers, minors, permutation, size, chunk, 1, module.spmm_set_blocks)
     slots = packed(made, w, dtype)
     wide_bias = None if bias is None else bias.float().contiguous()
     module.spmm(
@@ -70,6 +78,7 @@ def _sums_along(
         x.tokens,
         majors,
         made.cut,
+        made.order_address,
         made.pointers.data_ptr(),
         slots.data_ptr(),
         x.tensor.data_ptr(),
@@ -84,20 +93,20 @@ def _at_edges(gathered: ByFeature, stationary: ByFeature, made: Layout, nnz: int
     """(nnz,): inner products of the minors' and the majors' activations at the edges of a layout."""
     module, x = kernels(), gathered.tensor
     out = torch.empty(nnz, dtype=dtype, device=x.device)
-    queue, tokens = queue_of(x), sddmm_tokens(gathered.tokens)
+    queue = queue_of(x)
     # Their sums are never of the dense weight's size.
     most = x.shape[0] * stationary.tensor.shape[0] // (2 * made.places.numel())
-    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, tokens, min(_MOST_SPLITS, most))
+    splits = module.sddmm_splits(queue, made.most_groups, gathered.tokens, min(_MOST_SPLITS, most))
     partial = torch.empty(splits * made.places.numel(), device=x.device)
     module.sddmm(
         queue,
-        tokens,
         splits,
         DTYPE_CODES[x.dtype],
         DTYPE_CODES[dtype],
         gathered.tokens,
         stationary.tensor.shape[0],
         made.cut,
+        made.order_address,
         made.groups,
         made.most_groups,
         made.places.data_ptr(),
@@ -117,10 +126,9 @@ def _weight_grad(by_row: ByFeature, x: Tensor, ccol: Tensor, row: Tensor, dtype:
     nnz, rows = row.numel(), by_row.tensor.shape[0]
     if nnz == 0 or by_row.tokens == 0:
         return torch.zeros(nnz, dtype=dtype, device=x.device)
-    tokens = sddmm_tokens(by_row.tokens)
-    chunk = chunk_of(kernels().shared_bytes(queue_of(x)), tokens, rows)
-    made = layout(ccol, row, None, rows, chunk, GROUPS_A_BLOCK)
-    return _at_edges(by_row, by_feature(x, tokens, interleaved=True), made, nnz, dtype)
+    chunk = chunk_of(kernels().shared_bytes(queue_of(x)), kernels().sddmm_tokens, rows)
+    made = _by_column(ccol, row, rows, chunk)
+    return _at_edges(by_row, by_feature(x, interleaved=True), made, nnz, dtype)
 
 
 def linear(
