@@ -25,7 +25,7 @@ from gpu_backend import (
 from sparsekern import Pattern, SparseLinear
 from sparsekern.backends import reference
 from sparsekern.backends.cuda.activations import by_feature
-from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
+from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
 from sparsekern.backends.cuda.slots import GROUP, layout, packed
 
@@ -183,10 +183,9 @@ def test_matrices_are_read_without_many_bank_conflicts(tile, monkeypatch):
     operands = Operands(tile[0], torch.rand(904, 32, device=DEVICE) < 0.05, torch.bfloat16)
     x, w, (ccol, row, *_) = operands.x, operands.w, operands.topology
     grad = operands.grad.t().contiguous().t()
-    tokens = sddmm_tokens(tile[0])
-    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, 64, interleaved=True)) == 1
-    gathered, stationary = by_feature(grad, tokens), by_feature(x, tokens, interleaved=True)
-    made = layout(ccol, row, None, 904, 904, 256)
+    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, interleaved=True)) == 1
+    gathered, stationary = by_feature(grad), by_feature(x, interleaved=True)
+    made = LINEAR._by_column(ccol, row, 904, 904)
     assert conflicts(lambda: backend.linear_input_grad(grad, w, ccol, row)) <= CUTS._CONFLICTS
     assert conflicts(lambda: LINEAR._at_edges(gathered, stationary, made, row.numel(), w.dtype)) <= CUTS._CONFLICTS
 
@@ -340,7 +339,6 @@ def test_tiles_fit_into_shared_memory():
                 assert chunk <= 8192
                 assert min(chunks, 2) * chunk * tokens * 2 <= shared_bytes
                 assert chunk % 8 == 0 or chunks == 1
-    assert [sddmm_tokens(tokens) for tokens in (1, 32, 33, 8192)] == [32, 32, 64, 64]
     # Few tokens: small tiles, so that more processors have work.
     few, _ = spmm_tile(64, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
     many, chunk = spmm_tile(8192, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
