@@ -12,7 +12,7 @@ import pybind11
 CSRC = Path(__file__).parent.parent / "csrc"
 NAME = "_cuda_emulated"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-OPTIONS = ["-O1", "-g", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"]
+OPTIONS = ["-O1", "-g1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 MACROS = ["-DSPARSEKERN_CUDA_EMULATED=1", f"-DSPARSEKERN_CUDA_MODULE={NAME}"]
 COMPILER = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()

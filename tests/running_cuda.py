@@ -25,7 +25,7 @@ from gpu_backend import (
 from sparsekern import Pattern, SparseLinear
 from sparsekern.backends import reference
 from sparsekern.backends.cuda.activations import by_feature
-from sparsekern.backends.cuda.cuts import chunk_of, sddmm_tokens, spmm_tile
+from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
 from sparsekern.backends.cuda.slots import GROUP, layout, packed
 
@@ -55,7 +55,8 @@ def test_transpose(shape, dtype, order):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(("shape", "aligned"), [((1, 1), True), ((70, 37), False), ((64, 136), True), ((33, 64), True)])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 37), (64, 136), (33, 64)])
 def test_halves_by_feature(shape, aligned, dtype):
     emulate(order_seed=1)
     tokens, features = shape
@@ -182,10 +183,9 @@ def test_matrices_are_read_without_many_bank_conflicts(tile, monkeypatch):
     operands = Operands(tile[0], torch.rand(904, 32, device=DEVICE) < 0.05, torch.bfloat16)
     x, w, (ccol, row, *_) = operands.x, operands.w, operands.topology
     grad = operands.grad.t().contiguous().t()
-    tokens = sddmm_tokens(tile[0])
-    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, 64, interleaved=True)) == 1
-    gathered, stationary = by_feature(grad, tokens), by_feature(x, tokens, interleaved=True)
-    made = layout(ccol, row, None, 904, 904, 256)
+    assert conflicts(lambda: by_feature(operands.grad)) == conflicts(lambda: by_feature(x, interleaved=True)) == 1
+    gathered, stationary = by_feature(grad), by_feature(x, interleaved=True)
+    made = LINEAR._by_column(ccol, row, 904, 904)
     assert conflicts(lambda: backend.linear_input_grad(grad, w, ccol, row)) <= CUTS._CONFLICTS
     assert conflicts(lambda: LINEAR._at_edges(gathered, stationary, made, row.numel(), w.dtype)) <= CUTS._CONFLICTS
 
@@ -319,13 +319,13 @@ def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
 def test_what_32_bits_do_not_number_goes_elsewhere(name, monkeypatch):
     asked = []
     monkeypatch.setattr(LINEAR, "other", lambda *of: asked.append(of) or reference)
-    monkeypatch.setattr(LINEAR, "_MOST", 40)
+    monkeypatch.setattr(LINEAR, "_MOST", 39)
     shape = {"nnz": (20, 20), "rows": (40, 10), "columns": (10, 40)}[name]
     mask = torch.zeros(shape, dtype=torch.bool)
     mask.view(-1)[: 40 if name == "nnz" else 7] = True
     assert_equal_their_twins(Operands(3, mask, torch.float16))
     assert len(asked) == 2
-    monkeypatch.setattr(LINEAR, "_MOST", 41)
+    monkeypatch.setattr(LINEAR, "_MOST", 40)
     assert_equal_their_twins(Operands(3, mask, torch.float16))
     assert len(asked) == 2
 
@@ -339,7 +339,6 @@ def test_tiles_fit_into_shared_memory():
                 assert chunk <= 8192
                 assert min(chunks, 2) * chunk * tokens * 2 <= shared_bytes
                 assert chunk % 8 == 0 or chunks == 1
-    assert [sddmm_tokens(tokens) for tokens in (1, 32, 33, 8192)] == [32, 32, 64, 64]
     # Few tokens: small tiles, so that more processors have work.
     few, _ = spmm_tile(64, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)
     many, chunk = spmm_tile(8192, 4096, 4096, 4096 * 41, SHARED_BYTES, 132)

@@ -128,6 +128,16 @@ def test_only_what_edges_join_is_read(shape, dtype):
             assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_no_output_multiplies_is_not_read(dtype):
+    """The last column is under a tap of the output behind the last, which is in the same cell."""
+    problem = placed(Problem(torch.randn(2, 3, 4, 22).to(dtype), 4, ((1, 3), (1, 2), (0, 0), (1, 1), 1), 1.0))
+    expected = problem.results(cuda)
+    problem.x[..., -1] = torch.nan
+    for name, value in problem.results(cuda).items():
+        assert torch.equal(value, expected[name]), name
+
+
 def restricted(problem, mask):
     """The problem with these edges, by a mask of W."""
     cols, rows = mask.t().nonzero(as_tuple=True)

@@ -12,6 +12,7 @@ from gpu_backend import (
     FLOATS,
     HALVES,
     NAME,
+    TOLERANCE,
     Operands,
     assert_close,
     assert_equal_their_twins,
@@ -44,6 +45,19 @@ def test_kernels_equal_their_twins(shape, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_int64_pointers(dtype):
     assert_equal_their_twins(Operands(19, random_mask(11, 14, 0.3), dtype, torch.float32, wide_pointers=True))
+
+
+@pytest.mark.parametrize("w_dtype", [torch.float32, None])
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_products_alone(dtype, w_dtype):
+    operands = Operands(19, random_mask(11, 14, 0.3), dtype, w_dtype)
+    grad, x, w, (ccol, row, *_) = operands.grad, operands.x, operands.w, operands.topology
+    for name, arguments in (
+        ("linear_input_grad", (grad, w, ccol, row)),
+        ("linear_weight_grad", (grad, x, ccol, row, w.dtype)),
+    ):
+        value, expected = (getattr(products, name)(*arguments) for products in (backend, reference))
+        assert_close(value, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALVES)
