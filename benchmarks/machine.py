@@ -52,6 +52,8 @@ def _caches() -> dict[str, int]:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return str(torch.__version__)  # says which build it is, which a package index may leave out
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -371,7 +371,7 @@ def test_refusals_are_torchs():
             module(torch.randn(3, 4))
         with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
             module(torch.randn(1, 3, 1, 1))
-        with pytest.raises(ValueError, match="eps must be positive during training, but got 0"):
+        with pytest.raises(ValueError, match="eps must be positive"):
             cls(3, eps=0.0)(torch.randn(2, 3, 4, 4))
         assert module.eval()(torch.randn(1, 3, 1, 1)).shape == (1, 3, 1, 1)
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_training import make_config
 from torch import nn
 
 import sparsekern
@@ -13,6 +14,9 @@ from sparsekern.cli import main
 from sparsekern.export import export_program, to_csr, to_dense, write_onnx, write_program
 from sparsekern.models import make_model
 from sparsekern.nn import SparseLayer
+from sparsekern.training.folder import RunFolder
+from sparsekern.training.load import load_trained
+from sparsekern.training.run import build
 
 NETWORKS = {
     "mlp": {"width": 40},
@@ -210,8 +214,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["train", *quick, "--output", str(run)]) == 0
     # No data set is needed to leave.
     monkeypatch.setattr("sparsekern.training.trainer.build_data", lambda config: pytest.fail("the data set was read"))
-    from sparsekern.training.load import load_trained
-
     model, (channels, height, width) = load_trained(run)
     images = torch.randn(3, channels, height, width)
     expected = outputs(model, images)
@@ -233,3 +235,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     ):
         assert main(["export", *arguments]) == 1
         assert problem in capsys.readouterr().err
+
+
+@needs_onnx
+def test_convolutions_in_float64_leave_as_onnx_in_float32(tmp_path):
+    import onnxruntime
+
+    config = make_config("resnet", run={"dtype": "float64", "output": tmp_path / "run"})
+    RunFolder.create(config).save(build(config))
+    run = tmp_path / "run"
+    assert main(["export", str(run), "--format", "onnx"]) == 0
+    model, image = load_trained(run)
+    images = torch.randn(3, *image, dtype=torch.float64)
+    (found,) = onnxruntime.InferenceSession(run / "model.onnx").run(None, {"input_0": images.float().numpy()})
+    torch.testing.assert_close(torch.from_numpy(found).double(), outputs(model, images), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,7 @@
 """`torchrun -m sparsekern train`: the same run as one process's, resumed bit for bit."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch, capsys):
     (edges, norms), (other_edges, other_norms) = updates(tmp_path / "one"), updates(tmp_path / "two")
     assert edges == other_edges
     assert norms == pytest.approx(other_norms, rel=1e-9)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
     assert len(load_checkpoint(tmp_path / "two" / "checkpoint.safetensors")["processes"]) == 2
     assert load_model(tmp_path / "two")(torch.zeros(1, 1, 8, 8, dtype=torch.float64)).shape == (1, 10)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_training import assert_same_state, make_config, train_steps
 
+from sparsekern.cli import main
 from sparsekern.commands.train import parse
 from sparsekern.recipes.tost import RECIPE
 from sparsekern.testing import forbid_dense
@@ -100,6 +101,22 @@ def test_a_model_from_the_ghost_phase_can_be_loaded(tmp_path):
     model, images = load_model(tmp_path / "run"), trainer.data.test_images
     with torch.no_grad():
         assert torch.equal(model(images), trainer.model.eval()(images))
+
+
+def test_a_run_with_ghosts_is_not_exported_and_one_that_had_them_needs_no_data(tmp_path, monkeypatch, capsys):
+    config = make_config("resnet", tost=ALL, run={"output": tmp_path / "run"})
+    folder, trainer = RunFolder.create(config), build(config)
+    train_steps(trainer, 2)
+    folder.save(trainer)
+    assert main(["export", str(tmp_path / "run")]) == 1
+    assert "run is at step 2, and its ghosts are gone after step" in capsys.readouterr().err
+    trainer.tost.finish()
+    folder.save(trainer)
+    monkeypatch.setattr("sparsekern.training.trainer.build_data", lambda config: pytest.fail("the data set was read"))
+    model, images = load_model(tmp_path / "run"), trainer.data.test_images
+    with torch.no_grad():
+        assert torch.equal(model(images), trainer.model.eval()(images))
+    assert main(["export", str(tmp_path / "run")]) == 0
 
 
 def test_the_average_begins_when_the_ghosts_are_gone():

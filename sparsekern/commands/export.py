@@ -13,9 +13,11 @@ import torch
 import tyro
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 
 from sparsekern.atomic import replace_file
 from sparsekern.export import export_program, to_csr, to_dense, write_onnx, write_program
+from sparsekern.nn import SparseConv2d
 from sparsekern.training.load import load_trained
 from sparsekern.training.progress import tell
 from sparsekern.training.report import show_bytes
@@ -30,7 +32,8 @@ class Arguments:
 
     dense: a state_dict (safetensors) with dense weights, for the dense network. csr: a state_dict (torch.save) whose
     linear weights are torch.sparse_csr tensors, to be loaded with assign=True; torch has dense convolutions only.
-    onnx: an ONNX file, dense. pt2: a torch.export program, dense, or of sparsekern's operators with --sparse.
+    onnx: an ONNX file, dense, of a network with convolutions in float32. pt2: a torch.export program, dense, or of
+    sparsekern's operators with --sparse.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -61,8 +64,10 @@ def write(options: Arguments) -> Path:
     path = options.output or options.run / f"model{SUFFIXES[options.format]}"
     if path.exists():
         raise FileExistsError(f"{path} exists: --output names another file")
-    model, image = load_trained(options.run)
+    model, image = load_trained(options.run, plain=True)
     model.cpu()
+    if options.format == "onnx" and any(isinstance(each, (nn.Conv2d, SparseConv2d)) for each in model.modules()):
+        model.float()  # ONNX runtimes have no convolution in float64
     example = torch.zeros(2, *image, dtype=next(model.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")

@@ -14,7 +14,7 @@ from sparsekern.report.runs import Run, by_layer
 from sparsekern.training.report import MEMORY_LINES, show_bytes
 
 VERSIONS = {"sparsekern": "sparsekern", "torch": "torch", "python": "Python", "machine": "processor",
-            "device": "device", "threads": "threads"}  # fmt: skip
+            "device": "device", "processes": "processes", "threads": "threads of each"}  # fmt: skip
 
 
 def overview(runs: Sequence[Run]) -> Markup:

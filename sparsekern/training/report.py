@@ -60,6 +60,7 @@ def summarise(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
         "dense_memory": asdict(dense_memory) | {"total": dense_memory.total},
         "activations": measure_activations(trainer),
         "batch_size": trainer.config.data.batch_size,
+        "processes": trainer.processes.count,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "device": str(trainer.device),
