@@ -18,10 +18,9 @@ MACROS = ["-DSPARSEKERN_CUDA_EMULATED=1", f"-DSPARSEKERN_CUDA_MODULE={NAME}"]
 COMPILER = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()
 
 
-def build(folder, sanitize=True):
+def build(folder):
     """The path of the module, compiled into ``folder``. What has not changed since the last call there is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    sanitizers = SANITIZERS if sanitize else []
     includes = [f"-I{path}" for path in (CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
     cuda = CSRC / "cuda"
     sources = sorted([*cuda.glob("*.cu"), *cuda.glob("*.cpp"), *cuda.glob("emulation/*.cpp")])
@@ -32,7 +31,7 @@ def build(folder, sanitize=True):
         target = folder / f"{source.name}.o"
         # The bindings are no kernels: not optimised nor sanitized they compile in a third of the time.
         is_kernel = "pybind11" not in source.read_text()
-        options = [*OPTIONS, *sanitizers] if is_kernel else [*OPTIONS, "-O0", "-g0"]
+        options = [*OPTIONS, *SANITIZERS] if is_kernel else [*OPTIONS, "-O0", "-g0"]
         if not (target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime)):
             command = [*COMPILER, *options, *WARNINGS, *MACROS, *includes, "-x", "c++", "-c", source]
             subprocess.run([*command, "-o", target], check=True)
@@ -41,7 +40,7 @@ def build(folder, sanitize=True):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
     module = folder / (NAME + sysconfig.get_config_var("EXT_SUFFIX"))
-    subprocess.run([*COMPILER, "-shared", *sanitizers, *objects, "-o", module], check=True)
+    subprocess.run([*COMPILER, "-shared", *SANITIZERS, *objects, "-o", module], check=True)
     return module
 
 

@@ -243,6 +243,18 @@ def test_columns_beyond_a_chunk(chunk, monkeypatch):
     spmm_tile.cache_clear()
 
 
+def test_each_chunk_has_an_order_of_its_own(monkeypatch):
+    """Rows and columns of one class and of another, all full: they are spread over the classes of their chunk."""
+    for module in (CUTS, LINEAR):
+        monkeypatch.setattr(module, "chunk_of", lambda *shape: 32)
+    spmm_tile.cache_clear()
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    full = [*range(0, 32, 8), *range(33, 64, 8)]
+    mask[full] = mask[:, full] = True
+    assert_equal_their_twins(Operands(9, mask, torch.float16))
+    spmm_tile.cache_clear()
+
+
 @pytest.mark.parametrize("processors", [1, 3, 40])
 def test_tokens_split_over_processors(processors):
     emulate(processors=processors)
