@@ -20,11 +20,11 @@ from sparsekern.report.curves import mean_survival, step_times, survival_lines, 
 from sparsekern.report.degrees import binned, spread
 from sparsekern.report.figures import line_figure
 from sparsekern.report.markup import Markup, tag
-from sparsekern.report.numbers import log_ticks, milliseconds, percent, plain, thinned, ticks
+from sparsekern.report.numbers import log_ticks, milliseconds, percent, plain, short, thinned, ticks
 from sparsekern.report.page import render
 from sparsekern.report.runs import Run, names_of, read_run, read_runs
 from sparsekern.report.style import style_sheet
-from sparsekern.report.svg import DASHES, MARKERS, Line
+from sparsekern.report.svg import DASHES, MARKERS, Line, line_drawing
 from sparsekern.training.checkpoint import load_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import TrainConfig
@@ -414,6 +414,19 @@ def test_ticks_are_round_and_within():
     assert log_ticks(0.01, 20) == [0.01, 0.1, 1, 10]
     assert log_ticks(0.9, 6) == [1, 2, 5]
     assert all(0.7 <= tick <= 1.2 for tick in log_ticks(0.7, 1.2))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 2e5), (2471.01, 2471.05), (123_400, 123_900), (0, 1.3e9), (-3e-4, 3e-4), (0, 1), (1e-6, 3e-5)]
+)
+def test_an_axis_says_its_ticks_whole_and_inside_the_picture(low, high):
+    shown = [short(tick) for tick in ticks(low, high)]
+    assert [float(text) for text in shown] == pytest.approx(ticks(low, high), rel=1e-12)
+    drawn = line_drawing([Line("", [(low, low), (high, high)])], "steps")
+    ends = [(float(x), text) for x, text in re.findall(r'<text x="([0-9.]+)"[^>]*class="end">([^<]*)<', drawn)]
+    assert len(ends) > 2
+    assert all(x >= 7 * len(text) - 1 for x, text in ends)
+    assert short(150_000) == "1.5e5"
     assert thinned([(x, x) for x in range(5)], 10) == [(x, x) for x in range(5)]
     assert thinned([(x, x) for x in range(100)], 10)[-1] == (99, 99)
     assert len(thinned([(x, x) for x in range(1000)], 10)) <= 11

@@ -34,10 +34,12 @@ def ratio(value: float, other: float) -> str:
 
 
 def short(value: float) -> str:
-    """For an axis."""
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:g}"
+    """For an axis, whose ticks are round numbers but may lie close together: none of their digits is left out."""
+    plain = f"{value:.12g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return plain
+    exponent = math.floor(math.log10(abs(value)))
+    return min(f"{value / 10.0**exponent:.12g}e{exponent}", plain, key=len)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

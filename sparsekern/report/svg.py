@@ -18,6 +18,7 @@ from sparsekern.report.numbers import log_ticks, short, thinned, ticks
 # Units of the drawings; a phone shows them about as large as its own pixels.
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36
+DIGIT = 7  # the width of one in a wide font
 DASHES = (None, "7 3", "2 2", "9 3 2 3", "12 4", "4 2 1 2")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "down")
 MARKS_A_LINE = 7
@@ -109,8 +110,9 @@ def line_drawing(lines: Sequence[Line], x_label: str, *, log: bool = False, from
         low, high = (low / 2, high * 2) if log else (low, high + (abs(high) or 1.0))
     margin = 0.0 if log else 0.04 * (high - low)
     low = low if from_zero and low == 0 else low - margin
-    x = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y = Scale(low, high + margin, HEIGHT - BOTTOM, TOP, log)
+    longest = max((len(short(tick)) for tick in y.ticks(5)), default=0)
+    x = Scale(min(xs), max(xs), max(LEFT, 6 + DIGIT * longest), WIDTH - RIGHT)
     shapes = list(frame(x, y, x_label))
     for line in lines:
         if line.band:
