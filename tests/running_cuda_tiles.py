@@ -213,6 +213,7 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
     problem.results(cuda)
     made = []
     operand = Operand(problem.x)
+    assert operand.source(False) is operand.source(False)  # one copy for all products
     shape = Shape(16, 4, (5, 6), 5, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1)
     plan = sum_plan(shape, False, problem.row, operand)
     for _ in range(2):
