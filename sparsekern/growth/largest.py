@@ -29,7 +29,7 @@ def largest_of_sum(
     lowered where too few are above it. Exact whatever the summands: where so many are alike that this would not be
     less, and for small sums, all of the sum is added up.
 
-    Memory is that of twice the sum, on the CPU.
+    Memory is a few times that of the sum, most of it on the CPU.
 
     Args:
         mine: (size,) of float32 or float64, this rank's summand; NaN at places that are not to be taken, the same on

@@ -19,7 +19,7 @@ class RigL(Growth):
     DENSE at update steps: backward computes each layer's dense weight gradient, one layer at a time, and
     frees it at once. With gradient accumulation, the nnz edges with the largest gradient of the first
     micro-batch are the candidates that all micro-batches score. On several ranks each computes that of its part of the
-    batch, and the largest of the sum are found without sending all of it (:func:`.largest.largest_of_sum`).
+    batch, and they find the largest of the sum without sending all of it (docs/distributed.md).
     """
 
     def propose(self, layer: SparseLayer, x: Tensor, grad: Tensor, asked: int, generator: torch.Generator) -> Pattern:
