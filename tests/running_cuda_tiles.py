@@ -2,6 +2,8 @@
 twins, emulated or on a GPU as in running_cuda.py.
 """
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,6 +215,7 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
     problem.results(cuda)
     made = []
     operand = Operand(problem.x)
+    assert operand.source(False) is operand.source(False)  # one copy for all products
     shape = Shape(16, 4, (5, 6), 5, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1)
     plan = sum_plan(shape, False, problem.row, operand)
     for _ in range(2):
@@ -221,6 +224,24 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
     problem.row.copy_(problem.row.flip(0).sort().values)  # counts a version, and nothing is kept of the last one
     gather.kept_layout(problem.ccol, problem.row, plan, lambda: made.append(1))
     assert made == [1]
+
+
+def test_items_share_out_units():
+    """Each unit is in one item, at most a block's in each, and items without units come last."""
+    plan = inner.plan_inner(Shape(64, 512, (4, 4), 1000, (4, 4)), True, 20_000, MUCH, 2)
+    assert plan.places > 3
+    units = torch.randint(0, 3 * plan.block_units, (plan.places,), generator=torch.Generator().manual_seed(0))
+    units[0], units[-1] = 2 * plan.block_units, 0
+    first = F.pad(units.cumsum(0), (1, 0))
+    plan = dataclasses.replace(plan, nnz=int(first[-1]) * plan.unit_edges)
+    items = inner._items(plan, first[:-1], first[1:]).tolist()
+    shared_out = [unit for _, begin, end, _ in items for unit in range(begin, end)]
+    assert sorted(shared_out) == list(range(int(first[-1])))
+    sizes = [end - begin for _, begin, end, _ in items]
+    assert max(sizes) == plan.block_units
+    assert 0 not in sizes[: sum(size > 0 for size in sizes)]
+    for place, begin, end, _ in items:
+        assert begin == end or first[place] <= begin < end <= first[place + 1]
 
 
 def test_few_layouts_of_a_topology_are_kept():

@@ -90,6 +90,8 @@ def strided(name, tensor):
         return torch.stack([tensor, torch.full_like(tensor, float("nan"))], 2).flatten(1)[:, ::2]
     if name == "by feature":
         return tensor.t().contiguous().t()
+    if name == "by feature, within others":
+        return torch.nn.functional.pad(tensor.t(), (0, 16), value=float("nan"))[:, :tokens].t()
     if name == "by feature, not aligned":
         return torch.cat([tensor.new_full((1,), float("nan")), tensor.t().flatten()])[1:].view(features, tokens).t()
     return tensor[:, :1].expand(tokens, features)
@@ -97,12 +99,17 @@ def strided(name, tensor):
 
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 @pytest.mark.parametrize("tokens", [16, 21])
-@pytest.mark.parametrize("name", ["every second feature", "by feature", "by feature, not aligned", "expanded"])
+@pytest.mark.parametrize(
+    "name",
+    ["every second feature", "by feature", "by feature, within others", "by feature, not aligned", "expanded"],
+)
 def test_strided_operands(name, tokens, dtype):
     operands = Operands(tokens, random_mask(10, 12, 0.4), dtype)
-    operands.x, operands.grad = strided(name, operands.x), strided(name, operands.grad)
+    plain, operands.x = operands.x, strided(name, operands.x)
     operands.w = torch.stack([operands.w, operands.w + 1], 1)[:, 0]
     operands.bias = operands.bias[:1].expand(10)
+    assert_equal_their_twins(operands)
+    operands.x, operands.grad = plain, strided(name, operands.grad)
     assert_equal_their_twins(operands)
 
 

@@ -46,6 +46,10 @@ def test_indices_of_16_bits_where_they_suffice():
     assert narrow(row, 3) is not short
     y = backend.linear(operands.x, operands.w, operands.bias, *operands.topology[:2], crow, col, perm)
     assert_close(y, reference.linear(operands.x, operands.w, operands.bias, *operands.topology), 1e-5)
+    operands = Operands(2, mask.t())
+    grad, w, (ccol, row, *_) = operands.grad, operands.w, operands.topology
+    dx, expected = (products.linear_input_grad(grad, w, ccol, row) for products in (backend, reference))
+    assert_close(dx, expected, 1e-5)
 
 
 def test_results_do_not_depend_on_the_indices_dtype(monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu_backend import DEVICE, FLOATS, assert_equal_their_twins, backend, random_mask
+from gpu_backend import DEVICE, FLOATS, assert_close, assert_equal_their_twins, backend, random_mask
 
 from sparsekern import Pattern
 from sparsekern.backends import reference
@@ -114,6 +114,23 @@ def test_results_do_not_depend_on_the_indices_dtype(name, monkeypatch):
     results = Operands(name).results(backend)
     assert len(asked) == 2  # forward's columns, and the rows and taps of the input's gradient
     assert all(torch.equal(value, expected[name]) for name, value in results.items())
+
+
+def test_indices_of_16_bits_where_they_suffice():
+    """More than 32,768 columns, and channels of the output times taps."""
+    mask = torch.zeros(2, 3700 * 9, dtype=torch.bool, device=DEVICE)
+    mask[0, 5], mask[:, 32770], mask[1, 33296] = True, True, True
+    ccol, row, *by_row = Pattern.from_mask(mask).tensors()
+    geometry, w = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1), torch.randn(4, device=DEVICE)
+    x = torch.randn(1, 3700, 2, 2, device=DEVICE)
+    y, expected = (products.conv2d(x, w, None, ccol, row, *by_row, *geometry) for products in (backend, reference))
+    assert_close(y, expected, 1e-5)
+    mask = torch.zeros(3700, 9, dtype=torch.bool, device=DEVICE)
+    mask[0, 5], mask[3645, 1:3], mask[3699, 4] = True, True, True
+    ccol, row, *_ = Pattern.from_mask(mask).tensors()
+    arguments = torch.randn(1, 3700, 2, 2, device=DEVICE), w, ccol, row, (2, 2), *geometry
+    dx, expected = (products.conv2d_input_grad(*arguments) for products in (backend, reference))
+    assert_close(dx, expected, 1e-5)
 
 
 def strided(name, images):
