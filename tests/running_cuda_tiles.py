@@ -121,7 +121,7 @@ def test_edges_far_into_a_tile():
 @pytest.mark.parametrize("processors", [1, 8])
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 def test_weight_gradients_of_many_edges_and_tokens(dtype, processors):
-    """Several blocks with the same edges, each of several tiles; all warps with edges of their own, or sharing tokens."""
+    """Blocks with the same edges, each of several tiles; warps with edges of their own, and sharing tokens."""
     torch.manual_seed(0)
     geometry = (3, 3), (1, 1), (1, 1), (1, 1), 1
     problem = placed(Problem(torch.randn(24, 12, 6, 6).to(dtype), 24, geometry, 0.5))
