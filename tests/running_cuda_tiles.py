@@ -15,7 +15,7 @@ from sparsekern.backends import cuda, reference
 from sparsekern.backends.cuda import gather, inner, products
 from sparsekern.backends.cuda import plans as plans_module
 from sparsekern.backends.cuda.extension import kernels
-from sparsekern.backends.cuda.products import Operand, sum_plan
+from sparsekern.backends.cuda.products import Operand, inner_plan, sum_plan
 from sparsekern.backends.cuda.tiles import Shape, Source
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory", "large_gpu")
@@ -54,12 +54,13 @@ NAMED = {
     "depthwise": ((3, 3), (1, 1), (1, 1), (1, 1), 12, (10, 12, 4, 4), 24),
     "groups over blocks": ((1, 1), (1, 1), (0, 0), (1, 1), 3, (16, 9, 2, 2), 150),
     "dilation meets stride": ((3, 3), (2, 3), (2, 2), (2, 2), 1, (16, 2, 7, 8), 4),
+    "dilation meets stride in a window": ((1, 5), (1, 3), (0, 4), (1, 2), 1, (16, 2, 2, 31), 4),
     "dilated far": ((3, 3), (1, 1), (9, 9), (9, 9), 1, (2, 2, 10, 11), 4),
     "even": ((4, 2), (1, 1), (2, 1), (1, 1), 1, (8, 3, 5, 5), 6),
     "padding beyond kernel": ((2, 2), (1, 1), (5, 4), (1, 1), 1, (8, 3, 3, 3), 4),
     "few images": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 3, 6, 21), 5),
     "few images, stride": ((3, 5), (2, 2), (1, 2), (1, 1), 1, (1, 3, 9, 19), 5),
-    "wide": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 2, 3, 150), 4),
+    "wide": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 2, 2, 263), 4),
     "no image": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (0, 8, 6, 6), 8),
 }
 
@@ -90,7 +91,51 @@ def test_conv2d_of_random_geometries(dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("density", [0.0, 0.03, 1.0])
 def test_densities(density, dtype):
+    emulate(order_seed=5)
     check(named_problem("stride 2 odd", dtype, density))
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_one_edge_alone_in_its_block(dtype):
+    for row in range(16):
+        mask = torch.zeros(16, 3, dtype=torch.bool)
+        mask[row, 1] = True
+        problem = Problem(torch.randn(9, 3, 2, 2).to(dtype), 16, ((1, 1), (1, 1), (0, 0), (1, 1), 1), 1.0)
+        check(restricted(problem, mask))
+
+
+def test_edges_far_into_a_tile():
+    """Cells of more than 12 bits, in a chunk of as many channels as shared memory holds."""
+    channels = torch.arange(250)
+    mask = torch.zeros(16, 250, dtype=torch.bool)
+    mask[channels % 16, channels] = True
+    geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
+    problem = placed(restricted(Problem(torch.randn(64, 250, 4, 4).half(), 16, geometry, 1.0), mask))
+    csc = problem.ccol, problem.row
+    plan = sum_plan(Shape(64, 250, (4, 4), 16, (4, 4)), False, problem.row, Operand(problem.x))
+    assert plan.chunk_planes * plan.tile.pitches[3] > 1 << 12
+    for product in (problem.y, lambda backend: backend.conv2d_weight_grad(problem.grad, problem.x, *csc, *geometry)):
+        assert_near(product(cuda), product(reference), "more than 12 bits")
+
+
+@pytest.mark.parametrize("processors", [1, 8])
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_weight_gradients_of_many_edges_and_tokens(dtype, processors):
+    """Blocks with the same edges, each of several tiles; warps with edges of their own, and sharing tokens."""
+    torch.manual_seed(0)
+    geometry = (3, 3), (1, 1), (1, 1), (1, 1), 1
+    problem = placed(Problem(torch.randn(24, 12, 6, 6).to(dtype), 24, geometry, 0.5))
+    grad, x, csc = problem.grad, problem.x, (problem.ccol, problem.row)
+    expected = reference.conv2d_weight_grad(grad, x, *csc, *geometry)
+    for order in range(2):
+        emulate(order, MUCH, processors)
+        plan = inner_plan(Shape(24, 12, (6, 6), 24, (6, 6), *geometry), problem.row, Operand(x), Operand(grad))
+        if processors == 1:
+            assert plan.tile.count > 2 * plan.slices > 2
+            assert plan.unit_warps == plan.warps
+        else:
+            assert plan.unit_warps < plan.warps
+        assert_near(cuda.conv2d_weight_grad(grad, x, *csc, *geometry), expected, f"{order}")
 
 
 def test_half_activations_with_float32_values_and_int64_pointers():
