@@ -319,12 +319,15 @@ def test_swapped_storage_is_noticed():
 
 
 def test_registry_forgets_dead_tensors():
+    patterns = [Pattern.random((5, 4), 9).clone() for _ in range(50)]
+    whole = {id(pattern.permutation) for pattern in patterns}
+    pairs = {id(pattern.row_indices) for pattern in patterns}
+    assert whole <= pattern_module._checked_patterns.entries.keys()
+    assert pairs <= pattern_module._checked_pairs.entries.keys()
+    del patterns
     gc.collect()
-    before = len(pattern_module._checked_patterns), len(pattern_module._checked_pairs)
-    for _ in range(50):
-        Pattern.random((5, 4), 9).clone()
-    gc.collect()
-    assert (len(pattern_module._checked_patterns), len(pattern_module._checked_pairs)) == before
+    assert not whole & pattern_module._checked_patterns.entries.keys()
+    assert not pairs & pattern_module._checked_pairs.entries.keys()
 
 
 def test_inference_tensors_are_checked_every_time(monkeypatch):
