@@ -23,6 +23,8 @@ HALVES = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, *HALVES]
 
 backend = import_module(f"sparsekern.backends.{NAME}")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import_module("triton_bounds").watch()
 
 
 def emulate(order_seed=0, shared_bytes=SHARED_BYTES, processors=2):
