@@ -141,6 +141,10 @@ SK_KERNEL(kThreads, 1) equal_zeros(float* out, bool right) {
   out[threadIdx.x] = equal_halves(right ? 0x3c003c00 : 0x3c000000, 0x3c003c00) == ~0u ? 1 : 0;
 }
 
+SK_KERNEL(kThreads, 1) equal_nans(float* out, bool right) {
+  out[threadIdx.x] = equal_halves(0x3c003c00, right ? 0x3c003c00 : 0x3c007c01) == ~0u ? 1 : 0;
+}
+
 SK_KERNEL(kThreads, 1) matrix_past_shared(float* out, bool right) {
   uint32_t matrices[4];
   load_matrices_transposed(matrices, right ? 240 : 256);
@@ -205,6 +209,7 @@ constexpr Named kAll[] = {{"past-shared", past_shared},
                           {"misaligned-write", misaligned_write},
                           {"address-past-shared", address_past_shared},
                           {"equal-zeros", equal_zeros},
+                          {"equal-nans", equal_nans},
                           {"matrix-past-shared", matrix_past_shared},
                           {"misaligned-matrix", misaligned_matrix},
                           {"unwritten-shared", unwritten_shared},

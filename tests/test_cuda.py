@@ -77,6 +77,7 @@ FAULTS = {
     "misaligned-read": "error: a misaligned read of global memory",
     "misaligned-write": "misaligned address",
     "equal-zeros": "error: equal_halves of a zero or a NaN",
+    "equal-nans": "error: equal_halves of a zero or a NaN",
     "too-much-shared": "error: too-much-shared: no GPU starts 64 threads with 1048576 bytes of shared memory",
     "too-many-threads": "error: too-many-threads: no GPU starts 1056 threads",
     "half-a-warp": "error: half-a-warp: no GPU starts 48 threads",
