@@ -213,3 +213,14 @@ def test_device_that_is_not_there(capsys):
 def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     assert "train" in capsys.readouterr().out
+
+
+def test_a_reader_that_left_is_no_error(tmp_path):
+    """`sparsekern report --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "sparsekern", "report", "--help"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, cwd=tmp_path, timeout=120)
+    os.close(writing)
+    assert done.stderr == b""

@@ -119,6 +119,7 @@ def test_what_does_not_fit(tmp_path):
     name = next(name for name in state if name.endswith("weight") and state[name].dim() == 4)
     for wrong, problem in (
         ({key: value for key, value in state.items() if key != name}, f"has no '{name}'"),
+        ({f"module.{key}": value for key, value in state.items()}, ", and has 'module."),
         ({**state, "extra.weight": torch.zeros(1)}, "'extra.weight', which the model does not have"),
         ({**state, name: state[name][:1]}, f"'{name}' has shape"),
     ):

@@ -37,6 +37,11 @@ def edges(model):
     return model[0].pattern.edges()
 
 
+def assert_same(model, other):
+    for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def moved(model):
     return any(not torch.equal(mine, theirs) for mine, theirs in zip(edges(model), edges(make_model()), strict=True))
 
@@ -80,9 +85,9 @@ def test_hugging_face_trainer(tmp_path):
     pytest.importorskip("accelerate")
     Callback = defined("TrainerCallback")["SparseCallback"]
 
-    def train(steps, resumed=None):
+    def train(steps, folder, resumed=None):
         arguments = transformers.TrainingArguments(
-            output_dir=tmp_path,
+            output_dir=tmp_path / folder,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             max_steps=steps,
@@ -97,31 +102,44 @@ def test_hugging_face_trainer(tmp_path):
         trainer.train(resume_from_checkpoint=resumed)
         return model.net, callback.growth.steps
 
-    whole, steps = train(6)
+    whole, steps = train(6, "whole")
     assert steps == 6
     assert moved(whole)
-    resumed, steps = train(6, str(tmp_path / "checkpoint-4"))
+    # Into another folder: the checkpoint has all that is needed.
+    resumed, steps = train(6, "resumed", str(tmp_path / "whole" / "checkpoint-4"))
     assert steps == 6
-    for mine, theirs in zip(edges(resumed), edges(whole), strict=True):
-        assert torch.equal(mine, theirs)
+    assert_same(resumed, whole)
 
 
-def test_accelerate():
+def test_accelerate(tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, cpu=True)
-    model = make_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    growth = defined("AcceleratedGrowth")["AcceleratedGrowth"](accelerator, wrapped, optimizer, interval=2, end=100)
-    for _ in range(8):
-        with accelerator.accumulate(wrapped):
-            loss = wrapped(torch.randn(4, 6)).square().mean()
-            accelerator.backward(loss)
-            optimizer.step()
-            growth.step()
-            optimizer.zero_grad()
-    assert growth.growth.steps == 4
-    assert moved(model)
+    Growth = defined("AcceleratedGrowth")["AcceleratedGrowth"]
+
+    def train(micro_batches, saved=None, loaded=None):
+        accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, cpu=True)
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        growth = Growth(accelerator, wrapped, optimizer, interval=2, end=100)
+        if loaded is not None:
+            accelerator.load_state(loaded)
+        for number in micro_batches:
+            with accelerator.accumulate(wrapped):
+                generator = torch.Generator().manual_seed(number)
+                loss = wrapped(torch.randn(4, 6, generator=generator)).square().mean()
+                accelerator.backward(loss)
+                optimizer.step()
+                growth.step()
+                optimizer.zero_grad()
+        if saved is not None:
+            accelerator.save_state(saved)
+        assert growth.growth.steps == micro_batches.stop // 2
+        return model
+
+    whole = train(range(8))
+    assert moved(whole)
+    train(range(4), saved=tmp_path / "state")
+    assert_same(train(range(4, 8), loaded=tmp_path / "state"), whole)
 
 
 def test_lightning(tmp_path):
@@ -138,18 +156,31 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
-    callback = defined("lightning.Callback")["SparseLightning"](interval=2, end=100)
-    module = Module()
+    Callback = defined("lightning.Callback")["SparseLightning"]
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    trainer = lightning.Trainer(
-        max_steps=4,
-        accumulate_grad_batches=2,
-        accelerator="cpu",
-        callbacks=[callback],
-        default_root_dir=tmp_path,
-        **quiet,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(samples(64), batch_size=4))
-    assert callback.growth.steps == 4
-    assert moved(module.net)
-    assert callback.state_dict()["steps"] == 4
+
+    def train(epochs, resumed=None):
+        callback, module = Callback(interval=2, end=100), Module()
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            callbacks=[callback],
+            default_root_dir=tmp_path,
+            **quiet,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(samples(16), batch_size=4), ckpt_path=resumed)
+        assert callback.growth.steps == callback.state_dict()["steps"] == 2 * epochs
+        return trainer, module.net
+
+    whole = train(3)[1]
+    assert moved(whole)
+    saved = str(tmp_path / "two epochs.ckpt")
+    train(2)[0].save_checkpoint(saved)
+    assert_same(train(3, saved)[1], whole)
+
+    # A checkpoint before the first step, and one of what was loaded to be tested only.
+    assert Callback(interval=2, end=100).state_dict() == {}
+    loaded = Callback(interval=2, end=100)
+    loaded.load_state_dict({"steps": 3})
+    assert loaded.state_dict() == {"steps": 3}

@@ -225,8 +225,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["export", str(run), "--format", "csr"]) == 0
     plain.load_state_dict(torch.load(run / "model.pt"), assign=True)
     torch.testing.assert_close(outputs(plain, images), expected, atol=1e-5, rtol=1e-5)
-    assert main(["export", str(run), "--format", "pt2", "--output", str(tmp_path / "own.pt2")]) == 0
-    found = torch.export.load(tmp_path / "own.pt2").module()(images)
+    assert main(["export", str(run), "--format", "pt2", "--output", str(tmp_path / "new" / "own.pt2")]) == 0
+    found = torch.export.load(tmp_path / "new" / "own.pt2").module()(images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for arguments, problem in (
         ([str(run)], "exists"),

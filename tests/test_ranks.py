@@ -380,6 +380,11 @@ def shard_the_weights(rank):
             F.cross_entropy(net(images), labels).backward()
             stepped.step()
     torch.testing.assert_close(model(images), wanted(images), rtol=1e-9, atol=1e-12)
+    late = make_model()
+    growth = make_growth("set", late, make_optimizer(late))
+    fully_shard(late, mesh=mesh)
+    with pytest.raises(TypeError, match="is sharded"):
+        growth.step()
     with pytest.raises(TypeError) as caught:
         make_growth("grabo", model, optimizer)
     return str(caught.value)

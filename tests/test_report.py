@@ -238,11 +238,13 @@ def test_its_numbers_are_the_files(folder):
 
 def test_its_topology_is_the_files(folder):
     path = folder / "grown"
-    root = parse(render(read_runs([path])))
+    alone = parse(render([read_run(path, "grown")]))
+    assert tables(alone, "Edges replaced")[0][1] == "all layers, and their range"
+    root = parse(render(read_runs([path])))  # beside its dense twin: the line says whose it is
     updates = read_csv(path / "topology.csv")
     steps = sorted({int(row["step"]) for row in updates})
     header, rows = tables(root, "Edges replaced")
-    assert header[1:] == ["all layers, and their range", "lowest layer", "highest layer"]
+    assert header[1:] == ["grown: all layers, and their range", "lowest layer", "highest layer"]
     for step, shown in zip(steps, rows, strict=True):
         replaced, edges = (
             [int(row[name]) for row in updates if int(row["step"]) == step] for name in ("replaced", "nnz")
@@ -395,7 +397,7 @@ def test_the_style_knows_no_other_colours():
     assert LIGHT.keys() == DARK.keys()
     own = set(LIGHT.values()) | set(DARK.values())
     assert set(re.findall(r"#[0-9a-f]{3,8}\b", style_sheet())) == own
-    assert "@media (prefers-color-scheme: dark)" in style_sheet()
+    assert "@media screen and (prefers-color-scheme: dark)" in style_sheet()
 
 
 def test_no_two_lines_look_alike():

@@ -87,3 +87,16 @@ def test_it_fits_and_is_dressed_for_the_light(pages, scheme, colours, tmp_path):
 
 def rgb(colour):
     return f"rgb({', '.join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))})"
+
+
+def test_on_paper_all_is_unfolded(pages, tmp_path):
+    """As many sheets as where every table is opened before."""
+    sheets = []
+    for name, page in (("folded", pages[0]), ("open", pages[0].replace("<details", "<details open"))):
+        whole, paper = tmp_path / f"{name}.html", tmp_path / f"{name}.pdf"
+        whole.write_text(page, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [CHROMIUM, *options, f"--print-to-pdf={paper}", whole.as_uri()]
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        sheets.append(len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes())))
+    assert sheets[0] == sheets[1] > 1

@@ -69,6 +69,7 @@ def write(options: Arguments) -> Path:
     if options.format == "onnx" and any(isinstance(each, (nn.Conv2d, SparseConv2d)) for each in model.modules()):
         model.float()  # ONNX runtimes have no convolution in float64
     example = torch.zeros(2, *image, dtype=next(model.parameters()).dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         if options.format == "dense":

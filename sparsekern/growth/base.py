@@ -209,6 +209,8 @@ class Growth:
         Returns:
             What was done to each layer; empty where this was not an update step.
         """
+        if self.armed and self._lockstep is not None and (model := self._model()) is not None:
+            check_whole(model, self.layers)  # it may have been sharded since
         stepped = self._stepped or not self._hooked
         self._stepped = False
         if self._lockstep is not None and self.armed:

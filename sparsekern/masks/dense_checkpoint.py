@@ -220,11 +220,14 @@ def _take_edges(layer: SparseLayer, dense: Tensor) -> None:
 
 def _check(wanted: Mapping[str, _Want], source: _Source) -> None:
     shapes = source.shapes()
+    unknown = sorted(shapes.keys() - wanted.keys())
     for name, want in wanted.items():
         if name not in shapes:
-            raise ValueError(f"the checkpoint has no {name!r}, which the model needs in shape {want.shape}")
+            # Of a model that was wrapped ("module.", "_orig_mod.") all names are longer.
+            other = f", and has {unknown[0]!r}, which the model does not have" if unknown else ""
+            raise ValueError(f"the checkpoint has no {name!r}, which the model needs in shape {want.shape}{other}")
         if shapes[name] != want.shape:
             hint = "" if shapes[name] != want.shape[::-1] else " (transposed=... takes it so)"
             raise ValueError(f"the checkpoint's {name!r} has shape {shapes[name]}; expected {want.shape}{hint}")
-    if unknown := sorted(shapes.keys() - wanted.keys()):
+    if unknown:
         raise ValueError(f"the checkpoint has {unknown[0]!r}, which the model does not have")

@@ -10,7 +10,7 @@ from sparsekern.report.figures import line_figure
 from sparsekern.report.markup import Markup
 from sparsekern.report.numbers import is_finite, milliseconds, percent, plain
 from sparsekern.report.runs import Row, Run, by_layer, by_step
-from sparsekern.report.svg import Line, Point
+from sparsekern.report.svg import Band, Line, Point
 
 MIB = 1 << 20
 RELATIVE, ALONE = "deviation / mean", "all layers, and their range"
@@ -105,14 +105,16 @@ def update_lines(runs: Sequence[Run], of_all: Total, of_layer: Value | None = No
             if values:
                 band.append((step, min(values), max(values)))
         if points:
-            alone = of_layer is not None and is_alone(runs)
-            lines.append(Line(ALONE, points, number, band) if alone else Line(run.name, points, number))
+            lines.append(line_of(runs, number, points, band if of_layer is not None else None))
     return lines
 
 
-def is_alone(runs: Sequence[Run]) -> bool:
-    """Whether only one run has updates: then there is room to show the range of its layers."""
-    return sum(bool(run.updates) for run in runs) == 1
+def line_of(runs: Sequence[Run], number: int, points: list[Point], band: Band | None) -> Line:
+    """A run's line; with its layers' range where only one run has updates, for then there is room to show it."""
+    name = runs[number].name
+    if band is None or sum(bool(run.updates) for run in runs) > 1:
+        return Line(name, points, number)
+    return Line(ALONE if len(runs) == 1 else f"{name}: {ALONE}", points, number, band)
 
 
 def survival_lines(runs: Sequence[Run]) -> list[Line]:
@@ -128,8 +130,7 @@ def survival_lines(runs: Sequence[Run]) -> list[Line]:
                 band.append((step, min(share for share, _ in known), max(share for share, _ in known)))
             grown |= {row["layer"]: row["replaced"] for row in rows if row.get("replaced")}
         if points:
-            alone = is_alone(runs)
-            lines.append(Line(ALONE, points, number, band) if alone else Line(run.name, points, number))
+            lines.append(line_of(runs, number, points, band))
     return lines
 
 

@@ -56,7 +56,7 @@ class Run:
     def state(self) -> str:
         done, planned = len(self.epochs), self.config.run.epochs
         if self.summary is not None:
-            return f"finished, {done} epochs"
+            return f"finished, {done} epoch{'s' * (done != 1)}"
         if not done:
             return f"unfinished, in the first of {planned} epochs"
         return f"unfinished, {done} of {planned} epochs"

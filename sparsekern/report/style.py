@@ -13,7 +13,7 @@ def style_sheet() -> str:
     series = "\n".join(f".s{index} {{ --own: var(--series-{index}); }}" for index in range(SERIES))
     return f"""
 :root {{ color-scheme: light dark; {variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}
 {series}
 {RULES}"""
 
@@ -73,5 +73,5 @@ table.words td { overflow-wrap: anywhere; }
 .meter { display: block; height: 5px; min-width: 4rem; background: var(--rule); border-radius: 2px; margin-top: 2px; }
 .meter i { display: block; height: 100%; background: var(--series-0); border-radius: 2px; }
 footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--muted); font-size: 0.875rem; }
-@media print { details > *:not(summary) { display: block; } }
+@media print { details::details-content { content-visibility: visible; block-size: auto; } }
 """
