@@ -46,7 +46,8 @@ def for_gpus(cases, fewer):
 @pytest.fixture
 def launched(request, monkeypatch):
     """The kernels compiled by what is launched, for one GPU: (name, CompiledKernel)."""
-    target = GPUTarget("cuda", request.param, 32)
+    is_nvidia = isinstance(request.param, int)
+    target = GPUTarget("cuda", request.param, 32) if is_nvidia else GPUTarget("hip", request.param, 64)
     driver = SimpleNamespace(
         get_current_device=lambda: request.param,
         get_current_stream=lambda device: 0,
@@ -196,3 +197,26 @@ def test_convolutions_compile_within_their_budget(launched, dtypes, name, tmp_pa
     assert [name for name, _ in products(launched)] == ["conv2d_kernel"] * 2 + ["conv2d_sampled_kernel"]
     for name, kernel in products(launched):
         check(name, kernel, tmp_path, wide)
+
+
+@pytest.mark.parametrize("launched", ["gfx942"], indirect=True)
+def test_compiles_for_amd(launched):
+    """An MI300: nothing in the kernels is NVIDIA's alone, and nothing spills there."""
+    topology = Pattern.random((24, 16 * 9), 90).tensors()
+    geometry = (3, 3), (2, 2), (1, 1), (1, 1), 1
+    x, w = torch.zeros(64, 16, 8, 8, dtype=BFLOAT), torch.zeros(90)
+    y = backend.conv2d(x, w, None, *topology, *geometry)
+    backend.conv2d_backward(y, x, w, *topology[:2], *geometry, None)
+    tokens, grad = torch.zeros(69, 16 * 9, dtype=BFLOAT), torch.zeros(69, 24, dtype=BFLOAT)
+    backend.linear(tokens, w, None, *topology)
+    backend.linear_weight_grad(grad, tokens, *topology[:2], torch.float32)
+    assert {name for name, _ in launched} == {
+        "transpose_kernel",
+        "spmm_kernel",
+        "sddmm_kernel",
+        "conv2d_kernel",
+        "conv2d_sampled_kernel",
+    }
+    for name, kernel in launched:
+        spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", kernel.asm["amdgcn"])
+        assert spilled == ["0", "0"], name
