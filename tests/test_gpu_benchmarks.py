@@ -100,6 +100,28 @@ def test_counters_without_a_gpu():
     assert late["failed"] == "not measured: the time was over"
 
 
+def test_what_a_profiler_has_started_is_stopped_with_it(tmp_path):
+    """Such a child holds the pipe that the profiler's output comes by, and the GPU."""
+    pid = tmp_path / "pid"
+    code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    shell = ["sh", "-c", f'"{sys.executable}" -S -c "$1"; true', "sh", code]
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        counters.output_of(shell, 2)
+    assert time.monotonic() - began < 60
+    for _ in range(100):
+        if not Path(f"/proc/{pid.read_text()}/cmdline").exists() or state_of(pid.read_text()) == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the child runs on")
+    assert counters.output_of(["sh", "-c", "echo a; echo b >&2; exit 3"], 60) == (3, "a\nb\n")
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
 @pytest.fixture
 def pretended(monkeypatch):
     """torch.cuda as far as it is asked for here, with a time that goes on by a millisecond at each event."""
