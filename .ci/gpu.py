@@ -55,6 +55,7 @@ BACKENDS = {
 }
 LAYERS_WITH_A_GPU = 3  # processes that share all other tests with a GPU in them
 PREPARED = {"layers": ("layers",), "convolutions": ("convolutions",), "networks": ("checks", "bfloat16", "float32")}
+FEW_THREADS = {"OMP_NUM_THREADS": "2"}  # of each process, where many run side by side
 RESTARTS = 4  # of a process whose GPU context was lost in a test
 LOST = "the GPU's context is lost"  # tests/conftest.py says so
 OUTCOME = re.compile(r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
@@ -151,7 +152,7 @@ class Session:
         """({name of the log: (command, environment)}, what is left out and why)."""
         if self.options.device != "cuda":
             return sharded("tests", ["tests/test_gpu.py"], {}, 2), []
-        deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **FEW_THREADS}
         missing = {
             "triton": "" if find_spec("triton") else "triton is not installed",
             "cuda": "" if list((ROOT / "sparsekern").glob("_cuda.*.so")) else "no CUDA kernels were built",
@@ -171,7 +172,7 @@ class Session:
             return {}
         parts = [part for section in PREPARED if section in self.options.sections for part in PREPARED[section]]
         command = [sys.executable, "-m", "benchmarks.gpu.prepare"]
-        return {f"prepare-{part}": ([*command, part], {}) for part in parts}
+        return {f"prepare-{part}": ([*command, part], FEW_THREADS) for part in parts}
 
     def suite(self, limit):
         """The tests without a GPU in them, a file a process, as many at a time as there are pairs of cores."""
@@ -181,7 +182,7 @@ class Session:
         if self.options.smoke:
             files = [ROOT / "tests" / "test_choice.py", ROOT / "tests" / "test_densities.py"]
         arguments = {f"suite-{path.stem}": ["-m", "not gpu", str(path.relative_to(ROOT))] for path in files}
-        commands = {name: ([*pytest(), *given], {"OMP_NUM_THREADS": "2"}) for name, given in arguments.items()}
+        commands = {name: ([*pytest(), *given], FEW_THREADS) for name, given in arguments.items()}
         codes = self.side_by_side(commands, max(1, (os.cpu_count() or 2) // 2), time.monotonic() + limit - 1)
         found = tested(codes, {name: self.log(name) for name in codes}, limit)
         cut = len(files) - sum(code is not None for code in codes.values())
