@@ -77,9 +77,9 @@ class Session:
         self.interrupted = False
         self.steps = {}
         self.started = time.strftime("%Y-%m-%d")
-        self.environment = dict(
-            os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        )
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # Plugins of whatever else is installed, jax's among them, take longer to import than most tests.
+        self.environment = dict(os.environ, PYTHONPATH=path, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
     def run(self):
         wanted = [name for name in SHARES if name in self.options.sections]
