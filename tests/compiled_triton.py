@@ -14,6 +14,7 @@ import triton
 from machine_code import disassembled, find_cuobjdump, local_memory, operation
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.gpu import l2
 from sparsekern import Pattern
 from sparsekern.backends import triton as backend
 from sparsekern.backends.triton import layout
@@ -55,7 +56,7 @@ def launched(request, monkeypatch):
     )
     triton.runtime.driver.set_active(driver)
     compiled = []
-    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel):
+    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel, l2.read_kernel):
 
         def run(*args, kernel=kernel, launch=kernel.run, **options):
             compiled.append((kernel.__name__, launch(*args, **{**options, "warmup": True})))
@@ -157,6 +158,18 @@ def test_transposes_read_and_write_wide(launched, dtype, batch, tmp_path):
         wide = 64 * 64 * dtype.itemsize // 16 // 128
         assert sum(operation.startswith("STG.E.128") for operation in operations) == wide
         assert sum(op.startswith("LDG.E.128") for op in operations) == wide
+
+
+@pytest.mark.parametrize("launched", [80, 90], indirect=True)
+def test_what_measures_the_cache_compiles(launched, tmp_path):
+    """The second-level cache's ceiling: its loads pass the first level by, in a loop that has nothing else to wait for."""
+    l2.read(torch.zeros(8192), programs=4, reads=2)
+    ((_, kernel),) = launched
+    registers, stack, operations = machine_code(kernel, tmp_path)
+    assert registers <= 64
+    assert stack == 0
+    assert not local_memory(operations)
+    assert [operation for operation in operations if operation.startswith("LDG.E.128") and "STRONG.GPU" in operation]
 
 
 # Images (N, C, H, W), kernel, stride, padding, and whether an edge reads 16 bytes at a time.
