@@ -162,7 +162,7 @@ def test_transposes_read_and_write_wide(launched, dtype, batch, tmp_path):
 
 @pytest.mark.parametrize("launched", [80, 90], indirect=True)
 def test_what_measures_the_cache_compiles(launched, tmp_path):
-    """The second-level cache's ceiling: its loads pass the first level by, in a loop that has nothing else to wait for."""
+    """The second-level cache's ceiling: its loads pass the first level by."""
     l2.read(torch.zeros(8192), programs=4, reads=2)
     ((_, kernel),) = launched
     registers, stack, operations = machine_code(kernel, tmp_path)
