@@ -26,6 +26,8 @@ HALVES = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, *HALVES]
 
 backend = import_module(f"sparsekern.backends.{NAME}")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import_module("triton_bounds").watch()
 
 if STARTED := os.environ.get("SPARSEKERN_STARTED_KERNELS"):
     atexit.register(lambda: Path(STARTED).write_text(json.dumps(sorted(kernels().started_kernels()))))

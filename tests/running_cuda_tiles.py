@@ -62,6 +62,7 @@ NAMED = {
     "few images, stride": ((3, 5), (2, 2), (1, 2), (1, 1), 1, (1, 3, 9, 19), 5),
     "wide": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 2, 2, 263), 4),
     "no image": ((3, 3), (1, 1), (1, 1), (1, 1), 1, (0, 8, 6, 6), 8),
+    "one pixel, rows by four": ((1, 1), (1, 1), (0, 0), (1, 1), 1, (19, 12, 1, 1), 20),
 }
 
 
@@ -97,23 +98,25 @@ def test_densities(density, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 def test_one_edge_alone_in_its_block(dtype):
-    for row in range(16):
-        mask = torch.zeros(16, 3, dtype=torch.bool)
+    for row in (*range(16), 31):
+        mask = torch.zeros(32, 3, dtype=torch.bool)
         mask[row, 1] = True
-        problem = Problem(torch.randn(9, 3, 2, 2).to(dtype), 16, ((1, 1), (1, 1), (0, 0), (1, 1), 1), 1.0)
+        problem = Problem(torch.randn(9, 3, 2, 2).to(dtype), 32, ((1, 1), (1, 1), (0, 0), (1, 1), 1), 1.0)
         check(restricted(problem, mask))
+        plan = sum_plan(Shape(9, 3, (2, 2), 32, (2, 2)), False, problem.row, Operand(problem.x))
+        assert plan.block_rows == 32
 
 
 def test_edges_far_into_a_tile():
-    """Cells of more than 12 bits, in a chunk of as many channels as shared memory holds."""
-    channels = torch.arange(250)
-    mask = torch.zeros(16, 250, dtype=torch.bool)
+    """Cells of more than 12 bits, in one chunk."""
+    channels = torch.arange(200)
+    mask = torch.zeros(16, 200, dtype=torch.bool)
     mask[channels % 16, channels] = True
     geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
-    problem = placed(restricted(Problem(torch.randn(64, 250, 4, 4).half(), 16, geometry, 1.0), mask))
-    csc = problem.ccol, problem.row
-    plan = sum_plan(Shape(64, 250, (4, 4), 16, (4, 4)), False, problem.row, Operand(problem.x))
-    assert plan.chunk_planes * plan.tile.pitches[3] > 1 << 12
+    problem = placed(restricted(Problem(torch.randn(64, 200, 4, 4).half(), 16, geometry, 1.0), mask))
+    csc, shape, x = (problem.ccol, problem.row), Shape(64, 200, (4, 4), 16, (4, 4)), Operand(problem.x)
+    for plan in (sum_plan(shape, False, problem.row, x), inner_plan(shape, problem.row, x, Operand(problem.grad))):
+        assert (plan.chunk_planes - 1) * plan.tile.pitches[3] > 1 << 12
     for product in (problem.y, lambda backend: backend.conv2d_weight_grad(problem.grad, problem.x, *csc, *geometry)):
         assert_near(product(cuda), product(reference), "more than 12 bits")
 

@@ -10,7 +10,8 @@ from gpu_backend import DEVICE, Operands, assert_close, assert_equal_their_twins
 from sparsekern import Pattern, SparseLinear
 from sparsekern.backends import reference
 from sparsekern.backends.triton import layout
-from sparsekern.backends.triton.layout import by_feature, edge_tile, index_dtype, longest_first, narrow
+from sparsekern.backends.triton.layout import by_feature, edge_tile, index_dtype, longest_first, narrow, row_tile
+from sparsekern.backends.triton.transpose import transpose
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -62,6 +63,10 @@ def test_results_do_not_depend_on_the_indices_dtype(monkeypatch):
     assert all(torch.equal(value, expected[name]) for name, value in results.items())
 
 
+def test_a_row_gathers_as_many_elements_whatever_its_tokens():
+    assert [row_tile(1024, tokens) for tokens in (1, 16, 17, 10**6)] == [(64, 16), (64, 16), (32, 32), (16, 64)]
+
+
 def test_few_edges_are_spread_and_many_are_not(monkeypatch):
     # What a warp gathers at once, tokens and edges, and how they are shared out: (edges, tokens, warps).
     assert edge_tile(1024, 8192, 10**6) == (8, 64, 1)
@@ -83,3 +88,11 @@ def test_activations_that_lie_by_feature_are_not_copied():
     for apart in (torch.randn(7, 33, device=DEVICE)[:, :32].t(), torch.randn(225, device=DEVICE)[1:].view(7, 32).t()):
         assert by_feature(apart).data_ptr() != apart.data_ptr()
         assert torch.equal(by_feature(apart)[:, :32], apart.t())
+
+
+def test_transposes_of_parts_with_zeros_after_them():
+    # More rows are asked for than another tile holds, and fewer columns than there are.
+    x, out = torch.randn(3, 90, device=DEVICE), torch.empty(70, 200, device=DEVICE)
+    transpose(x[:, :80], out)
+    assert torch.equal(out[:, :3], x[:, :70].t())
+    assert not out[:, 3:].any()

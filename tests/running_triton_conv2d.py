@@ -156,6 +156,11 @@ def test_strided_operands(name, geometry):
     assert_equal_their_twins(operands)
 
 
+def test_a_few_large_images_are_read_as_they_lie(monkeypatch):
+    monkeypatch.delattr("sparsekern.backends.triton.images.by_feature")
+    assert_equal_their_twins(Operands("planes"), alone=True)
+
+
 def test_images_that_lie_as_the_kernels_read_them_are_not_copied():
     x = torch.randn(2, 5, 3, 16, device=DEVICE)
     assert Images.of(x, False).data.data_ptr() == Images.of(x[:, 1:], False).data.data_ptr() - 4 * 48 == x.data_ptr()

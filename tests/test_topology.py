@@ -365,6 +365,25 @@ def test_draws_that_find_no_more_are_given_up():
         assert bool((only.row_indices[only.valid] == 3).all())
 
 
+@pytest.mark.parametrize(("unit", "place"), [(0.0, 1), (0.5, 3), (1 - 2.0**-53, 3)])
+def test_where_a_draw_falls(monkeypatch, unit, place):
+    # Rows, and columns, of no share in 2**60, a half, none, another half and none.
+    weights = torch.tensor([1e-30, 1.0, 1e-30, 1.0, 1e-30], dtype=torch.float64)
+    edges = _reference_draws._EdgeWeights(weights, weights.view(1, -1))
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, unit, dtype=torch.float64))
+    assert edges.draw(2, generator()).tolist() == [place * 5 + place] * 2
+
+
+def test_the_first_draws_are_kept():
+    draws = torch.tensor([5, 3, 5, 9, 4])
+    found, number = _reference_draws._added(*_reference_draws._nothing(2, draws.device), draws, draws[:0])
+    assert (found.tolist(), number.item()) == ([3, 5], 4)
+    found, number = _reference_draws._added(found, number, draws[-1:], draws[:0])
+    assert (found.tolist(), number.item()) == ([3, 5], 5)
+    keys, drawn = _reference_draws._filled(found, number)
+    assert (keys.tolist(), drawn.tolist()) == ([3, 5], [True, True])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_all_alike(bad):
     """So that what is drawn, to be thrown away, lies inside of the matrix on any device."""

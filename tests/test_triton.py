@@ -28,7 +28,7 @@ def interpreter_runs():
     reason="this Triton's interpreter fails with this NumPy: pip install torch==<yours> 'numpy<2.4'",
 )
 def test_kernels_in_the_interpreter():
-    run(MODULES, {**BACKEND, "TRITON_INTERPRET": "1"})
+    run((*MODULES, "interpreted_triton"), {**BACKEND, "TRITON_INTERPRET": "1"})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: the kernels are only interpreted here")

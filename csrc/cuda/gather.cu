@@ -124,15 +124,14 @@ gather_kernel(const Gather task, const float* from, const Words2* ranges, const 
       for (int i = 0; i < kCell; ++i) sums[r][i] += more;
     }
   }
-  const int64_t step = kByPixel ? task.to_x * tiles.x.out_step : task.to_image;
   float* const out = to + first_row * task.to_row + token.offset;
-  if (task.to_row == 1) {
-    // Rows are adjacent, and as many as a sector of memory has.
+  if (!kByPixel && task.to_row == 1) {
+    // Images of one pixel: rows are adjacent, and as many as a sector of memory has.
     const bool whole = rows == kRows && task.to_image % 4 == 0;
     SK_UNROLL
     for (int i = 0; i < kCell; ++i) {
-      if (i < token.first || i >= token.end) continue;
-      float* const at = out + i * step;
+      if (i >= token.end) continue;  // the first one exists: cells of images begin with one
+      float* const at = out + i * task.to_image;
       if (whole) {
         SK_UNROLL
         for (int r = 0; r < kRows; r += 4) {
@@ -148,6 +147,7 @@ gather_kernel(const Gather task, const float* from, const Words2* ranges, const 
     }
     return;
   }
+  const int64_t step = task.to_x * tiles.x.out_step;
   SK_UNROLL
   for (int r = 0; r < kRows; ++r) {
     if (r >= rows) continue;

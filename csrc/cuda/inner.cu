@@ -35,7 +35,7 @@ inner_kernel(const Inner task, const float* x, const float* grad, const Item* it
 
   const Words4 item = load_constant(reinterpret_cast<const Words4*>(items + blockIdx.x));
   const int first_unit = static_cast<int>(item.y), end_unit = static_cast<int>(item.z);
-  if (first_unit >= end_unit) return;
+  if (first_unit >= end_unit) return;  // or tiles would be copied for nothing
   const int block = static_cast<int>(item.x) / task.chunks, chunk = static_cast<int>(item.x) % task.chunks;
   const int first_row = block * task.block_rows;
   const int rows = task.rows - first_row < task.block_rows ? task.rows - first_row : task.block_rows;

@@ -28,7 +28,7 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
 
   const Words4 item = load_constant(items + blockIdx.x);
   const int first_group = static_cast<int>(item.y), end_group = static_cast<int>(item.z);
-  if (first_group >= end_group) return;
+  if (first_group >= end_group) return;  // or tiles would be copied for nothing
   const int block = static_cast<int>(item.x) % task.row_blocks(), chunk = static_cast<int>(item.x) / task.row_blocks();
   const int first_row = block * task.block_rows;
   const int rows = task.rows - first_row < task.block_rows ? task.rows - first_row : task.block_rows;
@@ -105,9 +105,9 @@ inner_half_kernel(const InnerHalf task, const T* x, const T* grad, const Words4*
         const uint32_t list = offsets[q] >> 17;
         if (list != current) {
           current = list;
+          // Behind the last row lies anything: no edge is given its sums.
           const int row = static_cast<int>(major_of(list, place));
-          const bool exists = grad_exists && row < rows;
-          load_matrices(gradients, exists ? grad_at + row * grad_pitch + grad_cell * 16 : zeros_at);
+          load_matrices(gradients, grad_exists ? grad_at + row * grad_pitch + grad_cell * 16 : zeros_at);
         }
         const uint32_t mine = x_at + (offsets[q] & 0x1ffff);
         SK_UNROLL

@@ -121,7 +121,8 @@ SK_DEVICE void copy_planes(const Tiles& tiles, const T* source, const Strides& s
   constexpr int kElements = 16 / sizeof(T);
   const int classes = tiles.classes(), cells = tiles.plane_cells();
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  // Where a plane has fewer cells than the block threads, these take several planes at once.
+  // Where a plane has fewer cells than the block threads, these take several planes at once; threads that are left over
+  // for part of one more would only copy it twice.
   const int at_once = cells < threads ? threads / cells : 1;
   const int begin = cells < threads ? thread / cells : 0, first_cell = cells < threads ? thread % cells : thread;
   SK_NO_UNROLL

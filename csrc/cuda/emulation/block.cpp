@@ -111,7 +111,7 @@ class Block {
 
   struct Warp {
     void* arguments[kWarpSize] = {};
-    unsigned arrived = 0, expected = 0;
+    unsigned arrived = 0;
     const char* name = nullptr;
   };
   std::vector<Warp> warps;
@@ -198,30 +198,23 @@ void meet_block() {
   }
 }
 
-void meet_warp(const char* name, unsigned mask, void* argument, void (*complete)(void* const* arguments)) {
+void meet_warp(const char* name, void* argument, void (*complete)(void* const* arguments)) {
   Thread& thread = *running;
-  const unsigned lane = thread.number % kWarpSize;
+  const unsigned lane = thread.number % kWarpSize, first = thread.number - lane;
   Block::Warp& warp = thread.block->warps[thread.number / kWarpSize];
-  if (!(mask >> lane & 1u)) throw std::runtime_error(std::string("a lane calls ") + name + " that is not in its mask");
   if (warp.arrived == 0) {
     warp.name = name;
-    warp.expected = mask;
-  } else if (std::strcmp(warp.name, name) || warp.expected != mask) {
+  } else if (std::strcmp(warp.name, name)) {
     throw std::runtime_error(std::string("lanes of one warp are in ") + warp.name + " and in " + name);
   }
-  warp.arrived |= 1u << lane;
   warp.arguments[lane] = argument;
-  if (warp.arrived != warp.expected) {
+  if (++warp.arrived < kWarpSize) {
     thread.waits_for = name;
     leave(thread);
     return;
   }
   complete(warp.arguments);
-  const unsigned first = thread.number - lane;
-  for (unsigned other = 0; other < kWarpSize; ++other) {
-    if (warp.arrived >> other & 1u) thread.block->threads[first + other]->waits_for = nullptr;
-    warp.arguments[other] = nullptr;
-  }
+  for (unsigned other = 0; other < kWarpSize; ++other) thread.block->threads[first + other]->waits_for = nullptr;
   warp.arrived = 0;
 }
 

@@ -68,8 +68,7 @@ size_t shared_size();
 // All threads of the block meet.
 void meet_block();
 
-// The lanes of the caller's warp that are in `mask` meet under this name; the last one to come calls `complete` with
-// all lanes' arguments (nullptr for those not in `mask`).
-void meet_warp(const char* name, unsigned mask, void* argument, void (*complete)(void* const* arguments));
+// All lanes of the caller's warp meet under this name; the last one to come calls `complete` with their arguments.
+void meet_warp(const char* name, void* argument, void (*complete)(void* const* arguments));
 
 }  // namespace sparsekern::emulation

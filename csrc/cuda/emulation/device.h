@@ -20,9 +20,7 @@ namespace sparsekern::cuda {
 inline char* shared_memory() { return static_cast<char*>(emulation::shared_memory()); }
 
 inline void sync_block() { emulation::meet_block(); }
-inline void sync_warp() {
-  emulation::meet_warp("sync_warp", kAllLanes, nullptr, [](void* const*) {});
-}
+inline void sync_warp() { emulation::meet_warp("sync_warp", nullptr, [](void* const*) {}); }
 
 inline float widen(float value) { return value; }
 inline float widen(bf16 value) { return emulated::widen(emulated::bf16{value.bits}); }
@@ -86,7 +84,7 @@ struct Shuffled {
 template <class T>
 T exchange(const char* name, T value, unsigned from) {
   Shuffled<T> mine{value, from % kWarp, value};
-  emulation::meet_warp(name, kAllLanes, &mine, [](void* const* lanes) {
+  emulation::meet_warp(name, &mine, [](void* const* lanes) {
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       auto& asked = *static_cast<Shuffled<T>*>(lanes[lane]);
       asked.result = static_cast<Shuffled<T>*>(lanes[asked.from])->value;
@@ -138,7 +136,7 @@ void load_matrices(const char* name, uint32_t (&matrices)[4], uint32_t address) 
   const char* const row = static_cast<const char*>(emulation::shared_memory()) + address;
   check_shared(name, row, 16, 16);
   Matrices mine{matrices, row};
-  emulation::meet_warp(name, kAllLanes, &mine, [](void* const* lanes) {
+  emulation::meet_warp(name, &mine, [](void* const* lanes) {
     uint16_t elements[4][8][8];
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       std::memcpy(elements[lane / 8][lane % 8], static_cast<Matrices*>(lanes[lane])->row, 16);
@@ -189,7 +187,7 @@ inline unsigned ballot(bool yes) {
     bool yes;
     unsigned result;
   } mine{yes, 0};
-  emulation::meet_warp("ballot", kAllLanes, &mine, [](void* const* lanes) {
+  emulation::meet_warp("ballot", &mine, [](void* const* lanes) {
     unsigned bits = 0;
     for (unsigned lane = 0; lane < kWarp; ++lane) bits |= (static_cast<Vote*>(lanes[lane])->yes ? 1u : 0u) << lane;
     for (unsigned lane = 0; lane < kWarp; ++lane) static_cast<Vote*>(lanes[lane])->result = bits;
@@ -238,7 +236,7 @@ inline void load_matrices_transposed(uint32_t (&matrices)[4], uint32_t row) {
 template <class T>
 void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   detail::Fragments mine{sums, a, b};
-  emulation::meet_warp("multiply_add", kAllLanes, &mine, [](void* const* lanes) {
+  emulation::meet_warp("multiply_add", &mine, [](void* const* lanes) {
     float left[16][16], right[16][8];
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       const auto& fragments = *static_cast<detail::Fragments*>(lanes[lane]);

@@ -21,7 +21,7 @@ def _first(bad: Tensor) -> Tensor:
 
 def _owners(pointers: Tensor, nnz: int) -> Tensor:
     """The column (row) (nnz,) int64 of each entry of a good CSC (CSR) pair: as many as end at the entry or before."""
-    ends = pointers[1:-1].long()
+    ends = pointers[1:].long()
     ended = torch.zeros(nnz + 1, dtype=torch.int64, device=pointers.device)
     ended.index_add_(0, ends, torch.ones_like(ends))
     return ended[:-1].cumsum(0)
@@ -32,7 +32,7 @@ def check_compressed(pointers: Tensor, indices: Tensor, n_minor: int) -> tuple[s
     decreasing = _first(pointers.diff() < 0)
     starts = torch.zeros(nnz + 1, dtype=torch.bool, device=device)
     starts.index_fill_(0, pointers.long().clamp(0, nnz), True)
-    before = torch.cat([indices.new_full((1,), -1), indices[:-1]])[:nnz]
+    before = indices.roll(1)  # the first is asked about none: a column starts there
     outside = (indices < 0) | (indices >= n_minor)
     k = _first(outside | (~starts[:-1] & (indices <= before)))
     at = k.clamp(max=max(0, nnz - 1)).view(1)
@@ -118,7 +118,7 @@ def absent(keys: Tensor, which: Tensor) -> Tensor:
 
     Before keys[j] lie keys[j] - j such numbers.
     """
-    before = (keys - torch.arange(keys.numel(), device=keys.device)).masked_fill_(keys == NO_KEY, NO_KEY)
+    before = keys - torch.arange(keys.numel(), device=keys.device)  # falls where all is NO_KEY, far above any number
     return which + torch.searchsorted(before, which, right=True)
 
 

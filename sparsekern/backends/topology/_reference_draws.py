@@ -52,6 +52,7 @@ def _added(found: Tensor, number: Tensor, draws: Tensor, taken: Tensor) -> tuple
 
     Args:
         found: (count,) sorted keys, NO_KEY from ``number`` on.
+        number: how many different keys were drawn, for which there may not have been room.
         draws: (n,) keys.
         taken: sorted keys that are never new.
 
@@ -64,7 +65,7 @@ def _added(found: Tensor, number: Tensor, draws: Tensor, taken: Tensor) -> tuple
     new[1:] &= keys[1:] != keys[:-1]
     rank = torch.empty_like(new).scatter_(0, order, new).cumsum(0).add_(number)
     keys.masked_fill_(~new | (rank.index_select(0, order) > count), NO_KEY)
-    return torch.cat([found, keys]).sort().values[:count], rank[-1].clamp(max=count)
+    return torch.cat([found, keys]).sort().values[:count], rank[-1]
 
 
 def _filled(found: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,8 +156,8 @@ class _EdgeWeights:
 
 
 def _scaled(unit: Tensor, size: Tensor) -> Tensor:
-    """int64 in [0, size) from [0, 1)."""
-    return torch.minimum((unit * size).long(), size - 1)
+    """int64 in [0, size) from float64 in [0, 1): a product with a number below 1 is rounded to less than the size."""
+    return (unit * size).long()
 
 
 def signs(size: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:

@@ -181,7 +181,7 @@ def conv2d_gather(
         STRIDE_X=geometry.stride[1],
         PHASES_Y=phases[0] if phases else 1,
         PHASES_X=phases[1] if phases else 1,
-        TRANSPOSED=phases is not None and not geometry.pointwise,
+        TRANSPOSED=phases is not None and not geometry.pointwise,  # where both ways are one, one kernel is compiled
         BORDERS=not geometry.pointwise and (phases is not None or max(geometry.padding) > 0),
         BY_PIXEL=y.by_pixel,
         EDGES=edges,
