@@ -86,6 +86,10 @@ class BuildKernels(build_ext):
             try:
                 self.build_cuda(ext)
             except (subprocess.CalledProcessError, OSError) as error:
+                # What an earlier build left is not to be taken for this one's.
+                built = Path(self.get_ext_fullpath(ext.name))
+                for stale in (built, ROOT / "sparsekern" / built.name):
+                    stale.unlink(missing_ok=True)
                 if os.environ.get("SPARSEKERN_CUDA") == "1":
                     raise
                 print(f"sparsekern._cuda was not built, the package works without it: {error}", file=sys.stderr)

@@ -42,10 +42,22 @@ SHARES = {
 }
 BUDGET = 540.0
 MEASURED = ("layers", "networks", "ceilings", "convolutions", "counters")
+MEASURED_BACKENDS = ("triton", "cuda", "reference")  # on a GPU, where none are named
 BUILDING = 0.6  # of all the time, at most
 GRACE = 5.0  # seconds between asking a process to stop and stopping it
 STARTING = 12.0  # seconds that a measuring process has for itself
 OPTIONAL = ("hypothesis", "psutil", "rich", "safetensors", "tyro", "triton")
+# Of a backend: the modules in tests/ that tests/test_BACKEND.py has run, and the processes that share each one's tests.
+# Triton compiles some hundred kernels for them, a second each.
+BACKENDS = {
+    "triton": {"running_gpu": 3, "running_triton": 1, "running_triton_conv2d": 4},
+    "cuda": {"running_gpu": 1, "running_cuda": 1, "running_cuda_tiles": 1},
+}
+LAYERS_WITH_A_GPU = 3  # processes that share all other tests with a GPU in them
+PREPARED = {"layers": ("layers",), "convolutions": ("convolutions",), "networks": ("checks", "bfloat16", "float32")}
+FEW_THREADS = {"OMP_NUM_THREADS": "2"}  # of each process, where many run side by side
+RESTARTS = 4  # of a process whose GPU context was lost in a test
+LOST = "the GPU's context is lost"  # tests/conftest.py says so
 OUTCOME = re.compile(r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 REPORTED = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error")
 
@@ -65,9 +77,9 @@ class Session:
         self.interrupted = False
         self.steps = {}
         self.started = time.strftime("%Y-%m-%d")
-        self.environment = dict(
-            os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        )
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # Plugins of whatever else is installed, jax's among them, take longer to import than most tests.
+        self.environment = dict(os.environ, PYTHONPATH=path, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
     def run(self):
         wanted = [name for name in SHARES if name in self.options.sections]
@@ -85,7 +97,7 @@ class Session:
             self.steps[name] = dict(found, seconds=round(time.monotonic() - began, 1))
             print(f"{name}: {found['ended']}, {self.steps[name]['seconds']} s", flush=True)
             self.save("running")
-            if name == "build" and found["ended"] != "built":
+            if name == "build" and not found["ended"].startswith("built"):
                 break
         self.save("whole")
 
@@ -105,18 +117,62 @@ class Session:
         if check != 0:
             return {"ended": "failed: " + last_line(self.log("build-check"))}
         code = self.call("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], limit)
-        if code == 0:
-            code = self.call("build-import", [sys.executable, "-c", "import sparsekern"], 60)
-            return {"ended": "built" if code == 0 else "failed: " + last_line(self.log("build-import"))}
-        return {"ended": stopped(limit) if code is None else "failed: " + last_line(self.log("build"))}
+        if code != 0:
+            return {"ended": stopped(limit) if code is None else "failed: " + last_line(self.log("build"))}
+        code = self.call("build-import", [sys.executable, "-c", "import sparsekern"], 60)
+        if code != 0:
+            return {"ended": "failed: " + last_line(self.log("build-import"))}
+        code = self.call("build-import-cuda", [sys.executable, "-c", "import sparsekern._cuda"], 60)
+        # What nvcc said is in the build's log.
+        return {
+            "ended": "built" if code == 0 else f"built without CUDA kernels: {last_line(self.log('build-import-cuda'))}"
+        }
 
     def tests(self, limit):
+        """The tests with a GPU in them, as many processes at a time as there are cores.
+
+        A kernel that loses its process the GPU's context costs the others nothing; and Triton's compiler, which takes
+        most of the time, has all cores. Beside them it compiles what will be measured.
+        """
         if find_spec("pytest") is None:
             return {"ended": "left out: pytest is not installed"}
-        on_gpu = ["-m", "gpu", "tests"] if self.options.device == "cuda" else ["tests/test_gpu.py"]
-        environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        code = self.call("tests", [*pytest(), *on_gpu], limit, environment)
-        return tested(code, self.log("tests"), limit)
+        deadline = time.monotonic() + limit - 1
+        commands, left_out = self.test_commands()
+        preparing = self.prepare_commands()
+        codes = self.side_by_side(commands | preparing, os.cpu_count() or 2, deadline, restarts=RESTARTS)
+        names = [name for name in commands if name in codes]
+        found = tested({name: codes[name] for name in names}, {name: self.log(name) for name in names}, limit)
+        found["skipped_because"] += left_out
+        if waiting := len(commands) - len(names):
+            found["ended"] += f"; {waiting} of {len(commands)} processes not begun"
+        prepared = {name: codes.get(name, "not begun") for name in preparing}
+        return dict(found, prepared={name: "stopped" if code is None else code for name, code in prepared.items()})
+
+    def test_commands(self):
+        """({name of the log: (command, environment)}, what is left out and why)."""
+        if self.options.device != "cuda":
+            return sharded("tests", ["tests/test_gpu.py"], {}, 2), []
+        deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **FEW_THREADS}
+        missing = {
+            "triton": "" if find_spec("triton") else "triton is not installed",
+            "cuda": "" if list((ROOT / "sparsekern").glob("_cuda.*.so")) else "no CUDA kernels were built",
+        }
+        commands = {}
+        for backend, modules in BACKENDS.items():
+            environment = {**deterministic, "SPARSEKERN_TESTED_BACKEND": backend}
+            for module, processes in modules.items() if not missing[backend] else ():
+                commands |= sharded(f"tests-{backend}-{module}", [f"tests/{module}.py"], environment, processes)
+        # These have the same modules run, in a process of its own.
+        others = ["-m", "gpu", "-k", "not on_the_gpu", "tests"]
+        commands |= sharded("tests", others, deterministic, LAYERS_WITH_A_GPU)
+        return commands, [f"backend {backend}: {why}" for backend, why in missing.items() if why]
+
+    def prepare_commands(self):
+        if self.options.device != "cuda" or find_spec("triton") is None:
+            return {}
+        parts = [part for section in PREPARED if section in self.options.sections for part in PREPARED[section]]
+        command = [sys.executable, "-m", "benchmarks.gpu.prepare"]
+        return {f"prepare-{part}": ([*command, part], FEW_THREADS) for part in parts}
 
     def suite(self, limit):
         """The tests without a GPU in them, a file a process, as many at a time as there are pairs of cores."""
@@ -125,32 +181,45 @@ class Session:
         files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
         if self.options.smoke:
             files = [ROOT / "tests" / "test_choice.py", ROOT / "tests" / "test_densities.py"]
-        deadline = time.monotonic() + limit - 1
-        waiting, codes, lock = list(files), {}, threading.Lock()
+        arguments = {f"suite-{path.stem}": ["-m", "not gpu", str(path.relative_to(ROOT))] for path in files}
+        commands = {name: ([*pytest(), *given], FEW_THREADS) for name, given in arguments.items()}
+        codes = self.side_by_side(commands, max(1, (os.cpu_count() or 2) // 2), time.monotonic() + limit - 1)
+        found = tested(codes, {name: self.log(name) for name in codes}, limit)
+        cut = len(files) - sum(code is not None for code in codes.values())
+        if cut:
+            found["ended"] += f"; {cut} of {len(files)} files not to their end"
+        return found
+
+    def side_by_side(self, commands, workers, deadline, restarts=0):
+        """{name: exit status, None where it was stopped} of those that were begun before the deadline.
+
+        A process of tests that lost its GPU's context is started again, behind the test in which it did.
+        """
+        waiting, codes, lock = list(commands.items()), {}, threading.Lock()
 
         def work():
             while True:
                 with lock:
                     if not waiting or self.interrupted or time.monotonic() > deadline:
                         return
-                    path = waiting.pop(0)
-                left = max(1, deadline - time.monotonic())
-                command = [*pytest(), "-m", "not gpu", str(path.relative_to(ROOT))]
-                codes[path.name] = self.call(f"suite-{path.stem}", command, left, {"OMP_NUM_THREADS": "2"})
+                    name, (command, environment) = waiting.pop(0)
+                try:
+                    codes[name] = self.call(name, command, max(1, deadline - time.monotonic()), environment)
+                    for restart in range(restarts):
+                        if self.log(name).count(LOST) <= restart or codes[name] is None:
+                            break
+                        done = {test for test, _ in OUTCOME.findall(self.log(name))}
+                        behind = {**environment, "SPARSEKERN_TESTS_DONE": str(len(done))}
+                        codes[name] = self.call(name, command, max(1, deadline - time.monotonic()), behind, more=True)
+                except OSError as error:  # no process could be started
+                    codes[name] = f"{type(error).__name__}: {error}"
 
-        workers = [threading.Thread(target=work) for _ in range(max(1, (os.cpu_count() or 2) // 2))]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        text = "\n".join(self.log(f"suite-{path.stem}") for path in files)
-        # 5: no test of the file is without a GPU.
-        bad = [name for name, code in codes.items() if code not in (0, 5, None)]
-        found = tested(1 if bad else 0, text, limit)
-        cut = len(waiting) + sum(code is None for code in codes.values())
-        if cut:
-            found["ended"] += f"; {cut} of {len(files)} files not to their end"
-        return dict(found, files_with_failures=bad)
+        threads = [threading.Thread(target=work) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return codes
 
     def sanitizer(self, limit):
         target = [sys.executable, "-m", "benchmarks.gpu.exercise", self.options.device]
@@ -172,23 +241,45 @@ class Session:
         return {"ended": ", ".join(f"{tool} {what}" for tool, what in found.items())}
 
     def measure(self, name, limit):
+        """A section; where a backend's kernel lost it the GPU's context, again without that backend, if time is left.
+
+        What it had found before stays, in a file of its own.
+        """
+        backends, without, began = list(self.options.backends), [], time.monotonic()
+        path = self.output / f"{name}.json"
+        while True:
+            left, asked = limit - (time.monotonic() - began), time.time() - 1
+            code = self.call(name, self.section(name, left, backends), left, more=bool(without))
+            fresh = path.exists() and path.stat().st_mtime >= asked
+            faulty = json.loads(path.read_text()).get("fault") if code == 1 and fresh else None
+            others = [each for each in backends or MEASURED_BACKENDS if each != faulty]
+            if faulty is None or not others or limit - (time.monotonic() - began) < 2 * STARTING:
+                break
+            os.replace(path, self.output / f"{name}-with-{faulty}.json")
+            backends, without = others, [*without, f"{faulty} ({last_line(self.log(name))})"]
+        return {"ended": self.measured(name, code, limit) + "".join(f"; without backend {each}" for each in without)}
+
+    def section(self, name, limit, backends):
         command = [sys.executable, "-m", "benchmarks", "gpu", "--device", self.options.device, "--sections", name]
         command += ["--budget", f"{max(2.0, limit - STARTING):.0f}", "--output", str(self.output)]
         command += ["--smoke"] if self.options.smoke else []
         command += ["--commit", self.options.commit] if self.options.commit else []
-        command += ["--backends", *self.options.backends] if self.options.backends else []
-        code = self.call(name, command, limit)
-        if code is None:
-            return {"ended": stopped(limit) + "; what it had found is kept"}
-        if code != 0:
-            return {"ended": "failed: " + last_line(self.log(name))}
-        path = self.output / f"{name}.json"
-        wrong = path.read_text().count("WRONG") if path.exists() else 0
-        return {"ended": "measured" + (f", {wrong} results WRONG and left out" if wrong else "")}
+        return command + (["--backends", *backends] if backends else [])
 
-    def call(self, name, command, limit, environment=None):
-        """The exit status of a command, or None where it was stopped; its output goes to logs/`name`.log."""
-        with open(self.logs / f"{name}.log", "w") as log:
+    def measured(self, name, code, limit):
+        path = self.output / f"{name}.json"
+        if code is None:
+            return f"{stopped(limit)}; what it had found is kept ({last_line(self.log(name))})"
+        if code != 0:
+            return "failed: " + last_line(self.log(name))
+        wrong = path.read_text().count("WRONG") if path.exists() else 0
+        return "measured" + (f", {wrong} results WRONG and left out" if wrong else "")
+
+    def call(self, name, command, limit, environment=None, more=False):
+        """The exit status of a command, or None where it was stopped; its output goes to logs/`name`.log, behind
+        what is there if `more`.
+        """
+        with open(self.logs / f"{name}.log", "a" if more else "w") as log:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -234,7 +325,7 @@ class Session:
 
     def passed(self):
         """Whether tests ran and none failed, as far as they were asked for."""
-        if self.steps.get("build", {}).get("ended", "built") != "built":
+        if not self.steps.get("build", {}).get("ended", "built").startswith("built"):
             return False
         tests = [self.steps[name] for name in ("tests", "suite") if name in self.steps]
         watched_well = "FOUND" not in self.steps.get("sanitizer", {}).get("ended", "")
@@ -264,20 +355,42 @@ def pytest():
     return [sys.executable, "-m", "pytest", *options]
 
 
-def tested(code, text, limit):
-    """What pytest's own lines say; `code` None: it was stopped."""
-    outcomes = OUTCOME.findall(text)
-    failures = [name for name, outcome in outcomes if outcome in ("FAILED", "ERROR")]
-    failures += re.findall(r"^ERROR (\S+\.py)(?= - |$)", text, re.MULTILINE)  # of collection
-    counts = {word: sum(outcome == word.upper() for _, outcome in outcomes) for word in ("passed", "skipped")}
-    reasons = sorted(set(re.findall(r"^SKIPPED \[\d+\] (.*)$", text, re.MULTILINE)))
-    failed = len(failures) or int(code not in (0, 5, None))
-    ended = f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped"
-    if code is None:
-        ended = f"{stopped(limit)}: {ended}"
-    elif failed and not failures:
-        ended += f" ({last_line(text)})"
-    return dict(counts, ended=ended, failed=failed, failures=failures, skipped_because=reasons)
+def sharded(name, arguments, environment, processes):
+    """{name of the log: (command, environment)} of pytest, its tests dealt to several processes."""
+    commands = {}
+    for number in range(1, processes + 1):
+        own = {**environment, "SPARSEKERN_TESTS": f"{number}/{processes}"}
+        commands[f"{name}-{number}" if processes > 1 else name] = ([*pytest(), *arguments], own)
+    return commands
+
+
+def tested(codes, logs, limit):
+    """What pytest's own lines say, by the process's name; a code of None: it was stopped, 5: it had no tests."""
+    counts = {"passed": 0, "skipped": 0}
+    failures, reasons, stopped_in = [], set(), []
+    for name, code in codes.items():
+        outcomes = OUTCOME.findall(logs[name])
+        for word in counts:
+            counts[word] += sum(outcome == word.upper() for _, outcome in outcomes)
+        own = [test for test, outcome in outcomes if outcome in ("FAILED", "ERROR")]
+        own += re.findall(r"^ERROR (\S+\.py)(?= - |$)", logs[name], re.MULTILINE)  # of collection
+        if code is None:
+            stopped_in.append(f"{name}: {last_line(logs[name])}")
+        elif code not in (0, 5) and not own:
+            own = [f"exit status {code}: {last_line(logs[name])}"]
+        failures += [f"{name}: {test}" for test in own]
+        reasons |= set(re.findall(r"^SKIPPED \[\d+\] (.*)$", logs[name], re.MULTILINE))
+    ended = f"{counts['passed']} passed, {len(failures)} failed, {counts['skipped']} skipped"
+    if stopped_in:
+        ended += f"; {len(stopped_in)} of {len(codes)} processes {stopped(limit)}"
+    return dict(
+        counts,
+        ended=ended,
+        failed=len(failures),
+        failures=failures,
+        stopped_in=stopped_in,
+        skipped_because=sorted(reasons),
+    )
 
 
 def watched(code, text):

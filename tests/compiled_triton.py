@@ -14,6 +14,7 @@ import triton
 from machine_code import disassembled, find_cuobjdump, local_memory, operation
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.gpu import l2
 from sparsekern import Pattern
 from sparsekern.backends import triton as backend
 from sparsekern.backends.triton import layout
@@ -46,7 +47,8 @@ def for_gpus(cases, fewer):
 @pytest.fixture
 def launched(request, monkeypatch):
     """The kernels compiled by what is launched, for one GPU: (name, CompiledKernel)."""
-    target = GPUTarget("cuda", request.param, 32)
+    is_nvidia = isinstance(request.param, int)
+    target = GPUTarget("cuda", request.param, 32) if is_nvidia else GPUTarget("hip", request.param, 64)
     driver = SimpleNamespace(
         get_current_device=lambda: request.param,
         get_current_stream=lambda device: 0,
@@ -54,7 +56,7 @@ def launched(request, monkeypatch):
     )
     triton.runtime.driver.set_active(driver)
     compiled = []
-    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel):
+    for kernel in (transpose_kernel, spmm_kernel, sddmm_kernel, conv2d_kernel, conv2d_sampled_kernel, l2.read_kernel):
 
         def run(*args, kernel=kernel, launch=kernel.run, **options):
             compiled.append((kernel.__name__, launch(*args, **{**options, "warmup": True})))
@@ -158,6 +160,18 @@ def test_transposes_read_and_write_wide(launched, dtype, batch, tmp_path):
         assert sum(op.startswith("LDG.E.128") for op in operations) == wide
 
 
+@pytest.mark.parametrize("launched", [80, 90], indirect=True)
+def test_what_measures_the_cache_compiles(launched, tmp_path):
+    """The second-level cache's ceiling: its loads pass the first level by."""
+    l2.read(torch.zeros(8192), programs=4, reads=2)
+    ((_, kernel),) = launched
+    registers, stack, operations = machine_code(kernel, tmp_path)
+    assert registers <= 64
+    assert stack == 0
+    assert not local_memory(operations)
+    assert [operation for operation in operations if operation.startswith("LDG.E.128") and "STRONG.GPU" in operation]
+
+
 # Images (N, C, H, W), kernel, stride, padding, and whether an edge reads 16 bytes at a time.
 CONVOLUTIONS = {
     "by pixel": ((64, 16, 8, 8), 3, 1, 1, True),
@@ -196,3 +210,26 @@ def test_convolutions_compile_within_their_budget(launched, dtypes, name, tmp_pa
     assert [name for name, _ in products(launched)] == ["conv2d_kernel"] * 2 + ["conv2d_sampled_kernel"]
     for name, kernel in products(launched):
         check(name, kernel, tmp_path, wide)
+
+
+@pytest.mark.parametrize("launched", ["gfx942"], indirect=True)
+def test_compiles_for_amd(launched):
+    """An MI300: nothing in the kernels is NVIDIA's alone, and nothing spills there."""
+    topology = Pattern.random((24, 16 * 9), 90).tensors()
+    geometry = (3, 3), (2, 2), (1, 1), (1, 1), 1
+    x, w = torch.zeros(64, 16, 8, 8, dtype=BFLOAT), torch.zeros(90)
+    y = backend.conv2d(x, w, None, *topology, *geometry)
+    backend.conv2d_backward(y, x, w, *topology[:2], *geometry, None)
+    tokens, grad = torch.zeros(69, 16 * 9, dtype=BFLOAT), torch.zeros(69, 24, dtype=BFLOAT)
+    backend.linear(tokens, w, None, *topology)
+    backend.linear_weight_grad(grad, tokens, *topology[:2], torch.float32)
+    assert {name for name, _ in launched} == {
+        "transpose_kernel",
+        "spmm_kernel",
+        "sddmm_kernel",
+        "conv2d_kernel",
+        "conv2d_sampled_kernel",
+    }
+    for name, kernel in launched:
+        spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", kernel.asm["amdgcn"])
+        assert spilled == ["0", "0"], name

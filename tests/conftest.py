@@ -1,3 +1,4 @@
+import os
 import re
 
 import pytest
@@ -16,10 +17,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
 
 
+@pytest.hookimpl(hookwrapper=True)
 def pytest_collection_modifyitems(items):
+    """Marks tests; of those then selected, leaves the ones that .ci/gpu.py gives this process."""
     for item in items:
         if "on_the_gpu" in item.name:  # in a process of its own, which a mark would not reach
             item.add_marker(pytest.mark.gpu)
+    yield
+    number, processes = map(int, os.environ.get("SPARSEKERN_TESTS", "1/1").split("/"))
+    items[:] = items[number - 1 :: processes][int(os.environ.get("SPARSEKERN_TESTS_DONE", "0")) :]
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -31,7 +37,21 @@ def pytest_make_collect_report(collector):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
     outcome = yield
-    skip_without_package(outcome.get_result(), str(item.path))
+    report = outcome.get_result()
+    skip_without_package(report, str(item.path))
+    if report.outcome == "failed" and gpu_is_lost():
+        item.session.shouldfail = f"the GPU's context is lost in {item.nodeid}"
+
+
+def gpu_is_lost():
+    """Whether a kernel's fault has left this process without a GPU: whatever ran there now would fail."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def skip_without_package(report, path):

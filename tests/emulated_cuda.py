@@ -1,6 +1,7 @@
 """Compiles csrc/cuda as C++ over its emulation: `python tests/emulated_cuda.py FOLDER` writes the module there."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -42,6 +43,15 @@ def build(folder):
     module = folder / (NAME + sysconfig.get_config_var("EXT_SUFFIX"))
     subprocess.run([*COMPILER, "-shared", *SANITIZERS, *objects, "-o", module], check=True)
     return module
+
+
+def kernels(module):
+    """{place in the module: name} of each instance of a kernel."""
+    listed = subprocess.run(["nm", "--demangle", "--defined-only", module], capture_output=True, text=True, check=True)
+    # Of functions within a kernel, or made of one, the name goes on behind the arguments, with a lambda's brace.
+    kernel = r"sparsekern::cuda::\(anonymous namespace\)::(\w+_kernel(?:<[^(]*>)?)"
+    symbol = re.compile(r"^([0-9a-f]+) [tTwW] (?:void )?" + kernel + r"\([^{\n]*\)$", re.MULTILINE)
+    return {int(place, 16): name for place, name in symbol.findall(listed.stdout)}
 
 
 def build_program(source, folder):

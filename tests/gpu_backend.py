@@ -4,8 +4,11 @@ On CPU tensors, over csrc/cuda/emulation or in Triton's interpreter, or, where n
 SPARSEKERN_TESTED_BACKEND says which backend.
 """
 
+import atexit
+import json
 import os
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -25,6 +28,9 @@ FLOATS = [torch.float32, *HALVES]
 backend = import_module(f"sparsekern.backends.{NAME}")
 if os.environ.get("TRITON_INTERPRET") == "1":
     import_module("triton_bounds").watch()
+
+if STARTED := os.environ.get("SPARSEKERN_STARTED_KERNELS"):
+    atexit.register(lambda: Path(STARTED).write_text(json.dumps(sorted(kernels().started_kernels()))))
 
 
 def emulate(order_seed=0, shared_bytes=SHARED_BYTES, processors=2):

@@ -220,14 +220,15 @@ def test_layouts_are_kept_and_follow_a_topology_that_changes():
 # Products
 
 
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("tile", [(64, 4), (32, 8), (32, 2), (16, 2)])
-def test_each_tile(tile, monkeypatch):
+def test_each_tile(tile, dtype, monkeypatch):
     """More rows than a set, more tokens than a tile, more columns than a chunk, more work than processors."""
     assert tile in kernels().spmm_tiles
     tokens, blocks = tile
     module = LINEAR
     monkeypatch.setattr(module, "spmm_tile", lambda *shape: (tile, chunk_of(tokens * 4 * 40, tokens, shape[2])))
-    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 70, 0.04), torch.bfloat16)
+    operands = Operands(tokens + 9, random_mask(16 * 8 * blocks + 21, 70, 0.04), dtype)
     arguments = operands.x, operands.w, operands.bias, *operands.topology
     assert_close(backend.linear(*arguments), reference.linear(*arguments), 1e-2)
 

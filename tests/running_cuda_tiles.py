@@ -121,6 +121,30 @@ def test_edges_far_into_a_tile():
         assert_near(product(cuda), product(reference), "more than 12 bits")
 
 
+# Images, input and output channels, and the cells of tokens that a warp then takes at once.
+WIDTHS = {
+    "planes, 8": ((1, 4, 3, 5), 3, 8),
+    "planes, 16": ((1, 8, 6, 8), 16, 16),
+    "planes, 32": ((1, 4, 12, 12), 8, 32),
+    "by pixel, 8": ((8, 4, 2, 2), 3, 8),
+    "by pixel, 16": ((12, 8, 2, 2), 16, 16),
+    "by pixel, 32": ((16, 4, 4, 4), 8, 32),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_each_width_of_a_warp_in_float32(name):
+    torch.manual_seed(0)
+    shape, out_channels, cells = WIDTHS[name]
+    geometry = (3, 3), (1, 1), (1, 1), (1, 1), 1
+    problem = placed(Problem(torch.randn(shape), out_channels, geometry, 1.0))
+    emulate(order_seed=2)
+    sizes = shape[0], shape[1], shape[2:], out_channels, shape[2:]
+    plan = sum_plan(Shape(*sizes, *geometry), False, problem.row, Operand(problem.x))
+    assert (plan.warp_cells, bool(plan.tile.by_pixel)) == (cells, name.startswith("planes"))
+    check(problem)
+
+
 @pytest.mark.parametrize("processors", [1, 8])
 @pytest.mark.parametrize("dtype", FLOATS[:2])
 def test_weight_gradients_of_many_edges_and_tokens(dtype, processors):

@@ -3,7 +3,9 @@
 Linear products against their twins, and layers of both kinds: training, autocast, torch's checks, growth.
 """
 
+import gc
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,10 +22,11 @@ from gpu_backend import (
     random_mask,
     step,
 )
+from no_wait import NoWait
 
 import sparsekern
 from sparsekern import Pattern, SparseConv2d, SparseLinear
-from sparsekern.backends import reference
+from sparsekern.backends import kept, reference
 from sparsekern.testing import forbid_dense
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory", "large_gpu")
@@ -125,6 +128,83 @@ def test_only_what_edges_join_is_read():
     y = operands.results(backend)["y"]
     assert y.isnan().any(1).nonzero().tolist() == [[3]]
     assert torch.equal(y[3].isnan(), mask[:, joined])
+
+
+@contextmanager
+def no_wait():
+    """In which the host waiting for the device is an error."""
+    with NoWait(DEVICE):
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if DEVICE == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_the_host_does_not_wait_for_the_device(dtype):
+    """Neither in a first product, which works out what is kept of the topology, nor in a second."""
+    linear, images = Operands(33, random_mask(11, 14, 0.3), dtype, torch.float32), LAYERS["by pixel"]
+    layer, x = images[0]().to(dtype), torch.randn(images[1], device=DEVICE).to(dtype)
+    topology, geometry = layer.pattern.tensors(), layer.geometry
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    for _ in range(2):
+        with no_wait():
+            linear.results(backend)
+            y = backend.conv2d(x, weight, bias, *topology, *geometry)
+            backend.conv2d_backward(y, x, weight, *topology[:2], *geometry, weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_nothing_is_kept_of_what_a_cuda_graph_captures(dtype, monkeypatch):
+    """A graph that took the layout of one topology would go on with it when the topology has changed."""
+    operands = Operands(33, random_mask(11, 14, 0.3), dtype, torch.float32)
+    gc.collect()  # of what other tests have kept nothing is to go meanwhile
+    caches = [each for each in gc.get_objects() if type(each) is kept.KeptOnDevice]
+    assert caches
+    before = [len(cache) for cache in caches]
+    monkeypatch.setattr(kept, "is_captured", lambda tensor: True)
+    captured = operands.results(backend)
+    assert [len(cache) for cache in caches] == before
+    monkeypatch.undo()
+    results = operands.results(backend)
+    assert [len(cache) for cache in caches] != before
+    monkeypatch.setattr(kept, "is_captured", lambda tensor: True)
+    monkeypatch.setattr(kept.Kept, "get", None)  # what was kept is not asked for
+    again = operands.results(backend)
+    assert all(torch.equal(captured[name], results[name]) for name in results)
+    assert all(torch.equal(again[name], results[name]) for name in results)
+
+
+if DEVICE == "cuda":
+
+    @pytest.mark.parametrize("name", ["linear", "by pixel"])
+    def test_a_captured_graph_follows_the_topology(name):
+        make, shape = LAYERS[name]
+        layer, x = make(), torch.randn(shape, device=DEVICE, requires_grad=True)
+        other = Pattern.random(layer.matrix_shape, layer.nnz).to(DEVICE)
+
+        def work():
+            with sparsekern.backend(NAME):
+                y = layer(x)
+                return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, layer.weight))]
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = work()
+        for index, changed in zip(layer.pattern.tensors(), other.tensors(), strict=True):
+            index.copy_(changed)
+        graph.replay()
+        expected = work()
+        for value, wanted in zip(found, expected, strict=True):
+            assert_close(value, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[::2])

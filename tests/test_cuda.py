@@ -2,6 +2,7 @@
 not be there, and run on one that is.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -26,17 +27,23 @@ sanitized = pytest.mark.skipif(emulated_cuda.preload() is None, reason="the C++ 
 
 @sanitized
 def test_kernels_emulated_under_address_sanitizer(tmp_path):
+    """All of them: each instance of a kernel's template has run."""
+    module, started = emulated_cuda.build(tmp_path), tmp_path / "started.json"
     run(
         MODULES,
         {
             **BACKEND,
-            "SPARSEKERN_EMULATED_CUDA": str(emulated_cuda.build(tmp_path)),
+            "SPARSEKERN_EMULATED_CUDA": str(module),
+            "SPARSEKERN_STARTED_KERNELS": str(started),
             "LD_PRELOAD": emulated_cuda.preload(),
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
             "OMP_NUM_THREADS": "1",
         },
     )
+    instances, started = emulated_cuda.kernels(module), set(json.loads(started.read_text()))
+    assert {name.split("<")[0] for name in instances.values()} == set(BLOCKS)
+    assert [name for place, name in instances.items() if place not in started] == []
 
 
 @pytest.mark.skipif(

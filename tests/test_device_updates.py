@@ -215,6 +215,7 @@ def test_waiting_is_seen():
                 wait()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_gpu_only_the_end_of_an_update_waits(method, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import cases, command, counters, layers, networks, page, place, profiled, ways
+from benchmarks.gpu import cases, command, counters, layers, networks, page, place, prepare, profiled, ways
 from benchmarks.gpu.clock import Call, CpuClock, CudaClock, OutOfTime, interleaved, is_fatal
 from benchmarks.gpu.exercise import main as exercise
 from benchmarks.gpu.options import SECTIONS, folder, parse
@@ -97,6 +98,28 @@ def test_counters_without_a_gpu():
     assert found == {"failed": "only a GPU has counters; the kernels ran"}
     (late, *_) = counters.measure(parse([*SMOKE, "--backends", "cpu"]), CPU, CpuClock(), time.monotonic() - 1)
     assert late["failed"] == "not measured: the time was over"
+
+
+def test_what_a_profiler_has_started_is_stopped_with_it(tmp_path):
+    """Such a child holds the pipe that the profiler's output comes by, and the GPU."""
+    pid = tmp_path / "pid"
+    code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    shell = ["sh", "-c", f'"{sys.executable}" -S -c "$1"; true', "sh", code]
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        counters.output_of(shell, 2)
+    assert time.monotonic() - began < 60
+    for _ in range(100):
+        if not Path(f"/proc/{pid.read_text()}/cmdline").exists() or state_of(pid.read_text()) == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the child runs on")
+    assert counters.output_of(["sh", "-c", "echo a; echo b >&2; exit 3"], 60) == (3, "a\nb\n")
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 @pytest.fixture
@@ -483,17 +506,96 @@ def load_session():
     return module
 
 
+def test_every_module_of_a_gpu_backends_tests_is_run():
+    import test_cuda
+    import test_triton
+
+    backends = load_session().BACKENDS
+    assert {name: tuple(backends[name]) for name in backends} == {
+        "triton": test_triton.MODULES,
+        "cuda": test_cuda.MODULES,
+    }
+
+
+def pytest_session(tmp_path):
+    """A session, and pytest's arguments for a file of six tests, of which the fourth loses the GPU's context."""
+    module = load_session()
+    session = module.Session(module.parse(["--device", "cpu", "--smoke", "--output", str(tmp_path)]))
+    (tmp_path / "conftest.py").write_text(
+        "import conftest_of_all as all\nfrom conftest_of_all import *\nall.gpu_is_lost = lambda: True\n"
+    )
+    (tmp_path / "conftest_of_all.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    test = "import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test(n):\n    assert n != 3\n"
+    (tmp_path / "test_lost.py").write_text(test)
+    arguments = ["-c", "/dev/null", f"--rootdir={tmp_path}", str(tmp_path / "test_lost.py")]
+    return module, session, arguments
+
+
+def test_a_lost_gpu_costs_one_test_and_processes_share_the_rest(tmp_path):
+    module, session, arguments = pytest_session(tmp_path)
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    environment = {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    commands = module.sharded("tests", arguments, environment, 2)
+    assert list(commands) == ["tests-1", "tests-2"]
+    del commands["tests-1"]
+    codes = session.side_by_side(commands, 2, time.monotonic() + 60, restarts=module.RESTARTS)
+    log = session.log("tests-2")
+    found = module.tested(codes, {"tests-2": log}, 60)
+    assert re.findall(r"::test\[(\d)\] (\w+)", log)[:3] == [("1", "PASSED"), ("3", "FAILED"), ("5", "PASSED")]
+    assert (found["passed"], found["failed"]) == (2, 1), log
+    assert found["failures"][0].startswith("tests-2: ")
+    assert found["failures"][0].endswith("test_lost.py::test[3]")
+    assert log.count(module.LOST) == 1
+
+
+def test_a_section_goes_on_without_the_backend_that_lost_the_gpu(tmp_path, monkeypatch):
+    _, session, _ = pytest_session(tmp_path)
+    asked = []
+
+    def call(name, command, limit, environment=None, more=False):
+        asked.append(command[command.index("--backends") + 1 :] if "--backends" in command else None)
+        faulty = asked[-1] is None
+        written = {"fault": "cuda", "entries": [1]} if faulty else {"entries": [1, 2]}
+        (tmp_path / "layers.json").write_text(json.dumps(written))
+        (session.logs / "layers.log").write_text("cuda float16: misaligned address\n" if faulty else "")
+        return int(faulty)
+
+    monkeypatch.setattr(session, "call", call)
+    found = session.measure("layers", 100)
+    assert asked == [None, ["triton", "reference"]]
+    assert found["ended"] == "measured; without backend cuda (cuda float16: misaligned address)"
+    assert json.loads((tmp_path / "layers-with-cuda.json").read_text())["entries"] == [1]
+    assert json.loads((tmp_path / "layers.json").read_text())["entries"] == [1, 2]
+    asked.clear()
+    assert session.measure("layers", 20)["ended"].startswith("failed")  # no time for another
+    assert asked == [None]
+
+
+@pytest.mark.parametrize("part", prepare.PARTS)
+def test_what_is_measured_is_compiled_before(part, capsys):
+    assert prepare.main([part, *SMOKE]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert all(line.endswith(": ran") for line in lines)
+    assert prepare.main(["others"]) == 2
+
+
 def test_what_the_tests_and_the_sanitizer_say_is_read():
     module = load_session()
     log = "tests/test_a.py::test_b[cuda] PASSED  [ 50%]\ntests/test_a.py::test_c[x y] FAILED [100%]\n"
     log += "tests/test_a.py::test_d SKIPPED (there is no GPU)\nSKIPPED [1] tests/test_a.py:3: there is no GPU\n"
-    found = module.tested(1, log, 9)
+    found = module.tested({"a": 1}, {"a": log}, 9)
     assert found["ended"] == "1 passed, 1 failed, 1 skipped"
-    assert found["failures"] == ["tests/test_a.py::test_c[x y]"]
+    assert found["failures"] == ["a: tests/test_a.py::test_c[x y]"]
     assert found["skipped_because"] == ["tests/test_a.py:3: there is no GPU"]
-    assert module.tested(None, log[:40], 9)["ended"].startswith("stopped after 9 s: 1 passed")
-    assert module.tested(1, "ERROR tests/test_a.py - SyntaxError", 9)["failures"] == ["tests/test_a.py"]
-    assert module.tested(2, "no such option", 9)["ended"] == "0 passed, 1 failed, 0 skipped (no such option)"
+    half = log[:40] + "\ntests/test_a.py::test_e "
+    found = module.tested({"a": None, "b": 0}, {"a": half, "b": log.replace("FAILED", "PASSED")}, 9)
+    assert found["ended"] == "3 passed, 0 failed, 1 skipped; 1 of 2 processes stopped after 9 s"
+    assert found["stopped_in"] == ["a: tests/test_a.py::test_e"]
+    collection = module.tested({"a": 1}, {"a": "ERROR tests/test_a.py - SyntaxError"}, 9)
+    assert collection["failures"] == ["a: tests/test_a.py"]
+    other = module.tested({"a": 2, "b": 5, "c": "OSError: full"}, {"a": "no such option", "b": "", "c": ""}, 9)
+    assert other["failures"] == ["a: exit status 2: no such option", "c: exit status OSError: full: no output"]
     assert module.watched(0, "========= ERROR SUMMARY: 0 errors") == "found nothing"
     assert module.watched(9, "========= ERROR SUMMARY: 3 errors") == "FOUND 3 errors"
     assert module.watched(0, "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)") == "found nothing"

@@ -9,6 +9,7 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern.ops import functional
+from sparsekern.ops.schemas import SCHEMAS
 
 LINEAR = torch.ops.sparsekern.linear
 GEOMETRIES = [
@@ -145,6 +146,12 @@ def test_compile_fullgraph(backend):
         twin(x).square().sum().backward()
     for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_compiled_cuda_graphs_leave_the_products_out():
+    """What a first product keeps of a topology would lie in a graph's memory, which torch.compile does not allow."""
+    for name in SCHEMAS:
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.sparsekern, name).default.tags
 
 
 def test_export():

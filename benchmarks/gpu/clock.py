@@ -109,9 +109,25 @@ def clock_of(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
+class Fault(Exception):
+    """The GPU's context is lost; `backend` is sparsekern's whose kernels ran, or None."""
+
+    def __init__(self, error: BaseException, backend: str | None, what: str) -> None:
+        super().__init__(f"{what}: {first_line(error)}")
+        self.backend = backend
+
+
 def is_fatal(error: BaseException) -> bool:
     """Whether no call after this one can work: a GPU's context does not outlive a fault."""
-    return any(word in str(error).lower() for word in _FAULTS)
+    if any(word in str(error).lower() for word in _FAULTS):
+        return True
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()  # a fault is reported again and again
+    except RuntimeError:
+        return True
+    return False
 
 
 def interleaved(
@@ -121,6 +137,7 @@ def interleaved(
     rounds: int,
     deadline: float,
     warm_up: int = 2,
+    backends: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, Measured], list[str]]:
     """Times each candidate once a round, as `benchmarks.timing.interleaved` does, until rounds or time are over.
 
@@ -129,12 +146,14 @@ def interleaved(
         candidates: by name; each prepares, untimed, from the inputs.
         rounds: rounds that count; `warm_up` more come first and do not.
         deadline: of time.monotonic(); no round begins after it, nor, from LEAST_ROUNDS on, one that would end after it.
+        backends: sparsekern's, by the candidate's name: what a fault is put down to.
 
     Returns:
         The times, and a note for each candidate that failed on the way.
 
     Raises:
         OutOfTime: fewer rounds than LEAST_ROUNDS were possible.
+        Fault: a candidate lost the GPU's context.
     """
     names = list(candidates)
     taken: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -155,7 +174,7 @@ def interleaved(
                 times, host = clock.time(call, ahead[name])
             except Exception as error:
                 if is_fatal(error):
-                    raise
+                    raise Fault(error, (backends or {}).get(name), f"{name}, while it was timed") from error
                 notes.append(f"{name}: failed while it was timed ({first_line(error)})")
                 names.remove(name)
                 continue

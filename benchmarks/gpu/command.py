@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import cases, ceilings, counters, layers, networks, place
-from benchmarks.gpu.clock import Clock, clock_of, first_line
+from benchmarks.gpu.clock import Clock, Fault, clock_of, first_line
 from benchmarks.gpu.options import Gpu, folder, parse
 from sparsekern.atomic import replace_file
 
@@ -72,6 +72,9 @@ def measure(
     except KeyboardInterrupt:
         result["ended"] = "interrupted"
         raise
+    except Fault as error:
+        result["ended"], result["fault"] = f"failed: {error}", error.backend
+        print(f"benchmarks gpu {section}: {result['ended']}", file=sys.stderr)
     except Exception as error:
         # What comes after a fault of the GPU would fail as well; other sections have processes of their own.
         result["ended"] = f"failed: {type(error).__name__}: {first_line(error)}"

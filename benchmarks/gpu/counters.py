@@ -7,10 +7,12 @@ gathers from the second-level cache as many as that gives bytes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +50,8 @@ UNKNOWN = re.compile(r"Failed to find metric ([\w.]+)")
 
 def measure(options: Gpu, device: torch.device, clock: Clock, deadline: float) -> Iterator[dict[str, Any]]:
     """One entry a backend and precision: {"backend", "precision", "products"}, or why ncu does not answer."""
-    for backend in ways.serving(device, options.backends):
+    # The CUDA kernels first: what the roofline predicts is about them.
+    for backend in sorted(ways.serving(device, options.backends), key=lambda name: name != "cuda"):
         if backend == "reference":  # has no kernels of its own
             continue
         for precision in ("bfloat16", "float32"):
@@ -74,23 +77,41 @@ def profile(backend: str, precision: str, options: Gpu, device: torch.device, se
         ncu = ["ncu", "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw"]
         command = [*ncu, "--metrics", ",".join(metrics.values()), *target] if on_gpu else target
         try:
-            done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds)
+            status, text = output_of(command, seconds)
         except subprocess.TimeoutExpired:
             return {"failed": f"stopped after {seconds:.0f} s"}
-        text = done.stdout + done.stderr
         if unknown := UNKNOWN.findall(text):
             metrics = {name: metric for name, metric in metrics.items() if metric not in unknown}
             continue
         if REFUSED.search(text) and '"ID"' not in text:
             return {"failed": "ncu may not read this GPU's counters (ERR_NVGPUCTRPERM)"}
-        if not on_gpu and done.returncode == 0:
+        if not on_gpu and status == 0:
             return {"failed": "only a GPU has counters; the kernels ran"}
         try:
             return summary(text, metrics, precision, device)
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
             last = (text.strip().splitlines() or ["no output"])[-1]
-            return {"failed": f"ncu's answer cannot be read ({error}); exit status {done.returncode}: {last[:200]}"}
+            return {"failed": f"ncu's answer cannot be read ({error}); exit status {status}: {last[:200]}"}
     return {"failed": "ncu knows none of the metrics"}
+
+
+def output_of(command: list[str], seconds: float) -> tuple[int, str]:
+    """A command's exit status and all that it wrote, what it started included: that outlives ncu, and keeps its pipe.
+
+    Raises:
+        subprocess.TimeoutExpired: it was stopped.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), text=True, stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            text, _ = process.communicate(timeout=seconds)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, text
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu import cases, ways
 from benchmarks.gpu.cases import PRODUCTS, Problem
-from benchmarks.gpu.clock import Call, Clock, Measured, OutOfTime, first_line, interleaved, is_fatal
+from benchmarks.gpu.clock import Call, Clock, Fault, Measured, OutOfTime, first_line, interleaved, is_fatal
 from benchmarks.gpu.options import Gpu
 from benchmarks.gpu.ways import CSR, DENSE, OURS, TOLERANCES, Way
 from benchmarks.libraries.candidate import largest_error
@@ -66,7 +66,9 @@ def measure_layer(shape: Shape, options: Gpu, device: torch.device, clock: Clock
                 raise
             notes.append(f"ways that could not be made ({type(failure).__name__}: {first_line(failure)})")
             continue
-        admitted += [(way, error) for way in made for error in admit(way, shape, layer, device, notes)]
+        for way in made:
+            print(f"checking {way.label} of {shape.name}", file=sys.stderr, flush=True)
+            admitted += [(way, error) for error in admit(way, shape, layer, device, notes)]
         del made
     print(f"timing {len(admitted)} ways of {shape.name}", file=sys.stderr, flush=True)
     entry = {
@@ -125,7 +127,7 @@ def admit(way: Way, shape: Shape, layer: nn.Linear | nn.Conv2d, device: torch.de
         way.forget_gradients()
     except Exception as failure:
         if is_fatal(failure):
-            raise
+            raise Fault(failure, way.backend, way.label) from failure
         notes.append(f"{way.label}: failed, not timed ({type(failure).__name__}: {first_line(failure)})")
         return []
     if not error <= TOLERANCES[way.precision]:
@@ -156,21 +158,28 @@ def timed(
     """A row for each way: all its products and steps in the same rounds as everybody's."""
     peaks: dict[str, dict[str, int | None]] = {}
     calls: dict[str, Callable[[Any], Call]] = {}
+    backends: dict[str, str | None] = {}
     for way, _ in admitted:
         try:
             optimizers = ways.optimizers(way.parameters)
             peaks[way.label] = step_bytes(way, optimizers["Adam"], shape, layer, device, clock)
         except Exception as failure:
             if is_fatal(failure):
-                raise
+                raise Fault(failure, way.backend, way.label) from failure
             notes.append(f"{way.label}: no step, not timed ({type(failure).__name__}: {first_line(failure)})")
             continue
         for product in PRODUCTS:
             calls[f"{way.label}: {product}"] = partial(product_call, way, product)
         for name, optimizer in optimizers.items():
             calls[f"{way.label}: {name}"] = partial(step_call, way, optimizer)
+        backends |= {f"{way.label}: {name}": way.backend for name in (*PRODUCTS, *OPTIMIZERS)}
     times, failed = interleaved(
-        clock, lambda _: Inputs(*cases.draw(shape, layer, device)), calls, options.rounds, deadline
+        clock,
+        lambda _: Inputs(*cases.draw(shape, layer, device)),
+        calls,
+        options.rounds,
+        deadline,
+        backends=backends,
     )
     notes += failed
     rows = []

@@ -101,7 +101,6 @@ SK_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 // The number of the lowest bit that is set; there must be one.
 SK_DEVICE unsigned lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
-SK_DEVICE float atomic_add(float* to, float value) { return atomicAdd(to, value); }
 SK_DEVICE int atomic_add(int* to, int value) { return atomicAdd(to, value); }
 
 // 16 bytes from global to shared memory, both aligned to 16, past the registers; zeros where not `inside`, and nothing

@@ -71,6 +71,7 @@ void launch(const Queue& queue, const char* name, void (*kernel)(Parameters...),
                              std::to_string(shared_bytes) + " bytes of shared memory, " + std::to_string(grid.y) +
                              " x " + std::to_string(grid.z) + " blocks in y and z");
   }
+  emulation::note_kernel(reinterpret_cast<const void*>(kernel));
   const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   emulation::run({grid.x, grid.y, grid.z}, {threads, 1, 1}, shared_bytes, [&] { std::apply(kernel, values); });
 }

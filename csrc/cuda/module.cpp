@@ -36,6 +36,7 @@ PYBIND11_MODULE(SPARSEKERN_CUDA_MODULE, m) {
     emulated_shared_bytes = shared_bytes;
     emulated_processors = processors;
   }, py::arg("order_seed") = 0, py::arg("shared_bytes") = 227 * 1024, py::arg("processors") = 2);
+  m.def("started_kernels", [] { return sparsekern::emulation::noted_kernels(); }, "Places in this library.");
   m.def("matrix_reads", [] {
     const auto reads = std::exchange(detail::matrix_reads, {});
     return std::pair(reads.matrices, reads.passes);

@@ -44,7 +44,7 @@ def _edges_of_tap(
     tap: int, taps: int, ccol: Tensor, row: Tensor, out_channels: int, groups: int, per_edge: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Chunks of the edges of one tap: their numbers, input channels and output channels."""
-    columns = edge_columns(ccol)
+    columns = edge_columns(ccol, row.numel())
     edges = torch.nonzero(columns % taps == tap).flatten()
     for chunk in edges.split(max(1, _CHUNK // max(1, per_edge))):
         out = row[chunk].long()

@@ -14,9 +14,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def edge_columns(ccol: Tensor) -> Tensor:
+def edge_columns(ccol: Tensor, nnz: int) -> Tensor:
     """The column (nnz,) of each stored edge."""
-    return torch.repeat_interleave(torch.arange(ccol.numel() - 1, device=ccol.device), ccol.long().diff())
+    columns = torch.arange(ccol.numel() - 1, device=ccol.device)
+    return torch.repeat_interleave(columns, ccol.long().diff(), output_size=nnz)  # or the host would wait for it
 
 
 def _chunks(nnz: int, batch: int) -> Iterator[slice]:
@@ -39,7 +40,7 @@ def linear(
     y = torch.zeros(x.shape[0], crow.numel() - 1, dtype=wide, device=x.device)
     if bias is not None:
         y += bias.to(wide)
-    columns, rows = edge_columns(ccol), row.long()
+    columns, rows = edge_columns(ccol, row.numel()), row.long()
     for part in _chunks(row.numel(), x.shape[0]):
         y.index_add_(1, rows[part], x[:, columns[part]].to(wide) * w[part].to(wide))
     return y.to(x.dtype)
@@ -49,7 +50,7 @@ def linear_input_grad(grad: Tensor, w: Tensor, ccol: Tensor, row: Tensor) -> Ten
     """dx[b, i] = sum of w[k] grad[b, row_k] over the edges k of column i; (B, out) -> (B, in)."""
     wide = accumulation_dtype(grad.dtype)
     dx = torch.zeros(grad.shape[0], ccol.numel() - 1, dtype=wide, device=grad.device)
-    columns, rows = edge_columns(ccol), row.long()
+    columns, rows = edge_columns(ccol, row.numel()), row.long()
     for part in _chunks(row.numel(), grad.shape[0]):
         dx.index_add_(1, columns[part], grad[:, rows[part]].to(wide) * w[part].to(wide))
     return dx.to(grad.dtype)
@@ -59,7 +60,7 @@ def linear_weight_grad(grad: Tensor, x: Tensor, ccol: Tensor, row: Tensor, dtype
     """dw[k] = sum over b of grad[b, row_k] x[b, col_k]; (nnz,) of ``dtype``."""
     wide = accumulation_dtype(x.dtype)
     dw = torch.empty(row.numel(), dtype=wide, device=x.device)
-    columns, rows = edge_columns(ccol), row.long()
+    columns, rows = edge_columns(ccol, row.numel()), row.long()
     for part in _chunks(row.numel(), x.shape[0]):
         dw[part] = (grad[:, rows[part]].to(wide) * x[:, columns[part]].to(wide)).sum(0)
     return dw.to(dtype)

@@ -56,8 +56,8 @@ def _for_device(name: str, device_type: str) -> str:
         return next(backend for backend in _PREFERRED_ON_CUDA if _is_there(backend))
     if name == "cpu" and device_type != "cpu":
         raise ValueError(
-            f"backend 'cpu' cannot take tensors on {device_type}; expected 'auto', 'triton' or 'reference', or tensors "
-            "on the CPU"
+            f"backend 'cpu' cannot take tensors on {device_type}; expected 'auto', 'triton', 'cuda' or 'reference', or "
+            "tensors on the CPU"
         )
     if name == "triton" and device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from sparsekern import _C
@@ -48,3 +49,22 @@ class Kept(Generic[T]):
         self._references[key] = weakref.ref(tensors[-1], forget)
         self.entries[key] = _C.Seen(*tensors), value
         return value
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether what is now computed on the tensor's device is not done but recorded, in a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class KeptOnDevice(Kept[T]):
+    """Of an object whose tensors are worked out on the device of its key: none while a CUDA graph is captured.
+
+    Such a graph works them out each time it is replayed, from the indices as they then are. What it makes is memory of
+    its own, without contents before the first replay; what was kept before is freed when the indices change.
+    """
+
+    def get(self, *tensors: Tensor) -> T | None:
+        return None if is_captured(tensors[-1]) else super().get(*tensors)
+
+    def put(self, value: T, *tensors: Tensor) -> T | None:
+        return None if is_captured(tensors[-1]) else super().put(value, *tensors)

@@ -34,7 +34,9 @@ SCHEMAS = {
     "conv2d_weight_grad": (f"(Tensor grad, Tensor x, {_STORED}, {_GEOMETRY}, *, ScalarType? dtype=None) -> Tensor"),
 }
 for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema)
+    # torch.compile is not to capture these in CUDA graphs of its own: at their first call backends make what they keep
+    # of a topology, in memory that a graph would claim, and at a topology's first they read its indices.
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.cudagraph_unsafe,))
 
 
 def weight_grad_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:

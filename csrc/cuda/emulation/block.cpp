@@ -1,5 +1,7 @@
 #include "cuda/emulation/block.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -26,6 +28,7 @@ void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
 uint64_t order_seed = 0;
+std::set<uintptr_t> started;
 
 // The stack of a block's thread of this number, for one block after the other: nothing initialises them.
 char* stack_at(unsigned number) {
@@ -162,6 +165,14 @@ const Index3& block_size() { return running->block->size; }
 const Index3& grid_size() { return running->block->grid; }
 void* shared_memory() { return running->block->shared.data(); }
 size_t shared_size() { return running->block->shared.size(); }
+
+void note_kernel(const void* kernel) {
+  Dl_info library;
+  if (dladdr(kernel, &library)) {
+    started.insert(reinterpret_cast<uintptr_t>(kernel) - reinterpret_cast<uintptr_t>(library.dli_fbase));
+  }
+}
+std::set<uintptr_t> noted_kernels() { return started; }
 
 void run(Index3 grid, Index3 size, size_t shared_bytes, const std::function<void()>& body) {
   std::mt19937_64 random(order_seed);

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,10 @@ Thread& self();
 
 // Settles the order in which threads run; 0: by their numbers.
 void set_order_seed(uint64_t seed);
+
+// Remembers that a kernel was started, and all that were, by their distance from the start of their library.
+void note_kernel(const void* kernel);
+std::set<uintptr_t> noted_kernels();
 
 // Runs `body` for all threads of all blocks, each block with `shared_bytes` of shared memory that begin as NaN.
 void run(Index3 grid, Index3 block, size_t shared_bytes, const std::function<void()>& body);

@@ -197,9 +197,8 @@ inline unsigned ballot(bool yes) {
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned lowest_bit(unsigned bits) { return static_cast<unsigned>(__builtin_ctz(bits)); }
 
-template <class T>
-T atomic_add(T* to, T value) {
-  const T before = *to;
+inline int atomic_add(int* to, int value) {
+  const int before = *to;
   *to += value;
   return before;
 }

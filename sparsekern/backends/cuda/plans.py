@@ -7,12 +7,12 @@ from torch import Tensor
 
 from sparsekern.backends._reference_linear import edge_columns
 from sparsekern.backends.cuda.tiles import Edges, Shape
-from sparsekern.backends.kept import Kept
+from sparsekern.backends.kept import KeptOnDevice
 
 # Of one topology: training and evaluation, each forward and backward, and some.
 _MOST = 8
 
-_layouts: Kept[dict[Hashable, Any]] = Kept()
+_layouts: KeptOnDevice[dict[Hashable, Any]] = KeptOnDevice()
 
 
 def kept_layout(ccol: Tensor, row: Tensor, plan: Hashable, make: Callable[[], Any]) -> Any:
@@ -31,7 +31,7 @@ def kept_layout(ccol: Tensor, row: Tensor, plan: Hashable, make: Callable[[], An
 
 def edges_of(shape: Shape, ccol: Tensor, row: Tensor, back: bool) -> Edges:
     """The edges as sums over rows of W, or if ``back`` over input channels, in the order in which they are stored."""
-    columns, rows = edge_columns(ccol), row.long()
+    columns, rows = edge_columns(ccol, row.numel()), row.long()
     in_channels, out_channels = shape.channels // shape.groups, shape.out_channels // shape.groups
     channel, tap = columns // shape.taps, columns % shape.taps
     if back:

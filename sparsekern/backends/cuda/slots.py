@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends.cuda.extension import kernels, queue_of
-from sparsekern.backends.kept import Kept
+from sparsekern.backends.kept import KeptOnDevice
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 GROUP = 16
@@ -51,7 +51,7 @@ class Layout:
         return 0 if self.order is None else self.order.data_ptr()
 
 
-_kept: Kept[dict[tuple[int, int, int], Layout]] = Kept()
+_kept: KeptOnDevice[dict[tuple[int, int, int], Layout]] = KeptOnDevice()
 
 
 def layout(

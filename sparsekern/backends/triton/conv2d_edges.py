@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsekern.backends.kept import Kept
+from sparsekern.backends.kept import KeptOnDevice
 from sparsekern.backends.triton.images import Geometry
 from sparsekern.backends.triton.layout import index_dtype
 
@@ -20,7 +20,7 @@ class ByChannel(NamedTuple):
     order: Tensor | None  # (nnz,) int32, the edges' numbers as stored; None where they are stored in this order
 
 
-_kept: Kept[dict[tuple[object, ...], ByChannel]] = Kept()
+_kept: KeptOnDevice[dict[tuple[object, ...], ByChannel]] = KeptOnDevice()
 
 
 def by_channel(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsekern.backends.kept import Kept
+from sparsekern.backends.kept import KeptOnDevice
 
 # A feature's tokens are read 16 bytes at a time, whatever the dtype, where each feature starts at a multiple of this.
 ALIGNMENT = 16
@@ -18,8 +18,8 @@ _GATHERED_ELEMENTS = 256
 _PROGRAMS = 4096
 MOST_WARPS = 8
 
-_orders: Kept[Tensor] = Kept()
-_narrow: Kept[Tensor] = Kept()
+_orders: KeptOnDevice[Tensor] = KeptOnDevice()
+_narrow: KeptOnDevice[Tensor] = KeptOnDevice()
 
 
 def padded(tokens: int) -> int:
