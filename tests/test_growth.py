@@ -1,5 +1,6 @@
 import copy
 import math
+import warnings
 import weakref
 
 import pytest
@@ -430,6 +431,20 @@ def test_a_shared_layer_is_one_layer_whose_uses_add_up():
 
 
 # -- steps that are not steps
+
+
+def test_an_optimizer_in_the_place_of_the_growths_is_noticed():
+    model = mlp()
+    growth = GSE(model, torch.optim.SGD(model.parameters(), lr=0.01), interval=2, end=100)
+    other = torch.optim.SGD(model.parameters(), lr=0.01)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(1200):
+            other.step()
+            growth.step()
+    assert len(caught) == 1
+    assert "has not stepped in 500 calls" in str(caught[0].message)
+    assert growth.steps == 0
 
 
 @pytest.mark.parametrize("fused", [False, True])

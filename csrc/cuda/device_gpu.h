@@ -98,8 +98,6 @@ SK_DEVICE T shuffle(T value, unsigned from) {
 // Bit l says whether lane l's `yes` is true.
 SK_DEVICE unsigned ballot(bool yes) { return __ballot_sync(kAllLanes, yes); }
 SK_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
-// The number of the lowest bit that is set; there must be one.
-SK_DEVICE unsigned lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 SK_DEVICE int atomic_add(int* to, int value) { return atomicAdd(to, value); }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from sparsekern.growth.schedule import cosine_share
 from sparsekern.growth.select import all_finite, mark_by_magnitude
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.pattern import Pattern, draw_seed
+
+# Calls of step() in a row without a step of the optimizer: more than accumulation or a GradScaler's search makes.
+_IDLE = 500
 
 
 @dataclass
@@ -145,7 +149,8 @@ class Growth:
             self._seed = self._lockstep.agree_on(self._seed)
             keep_indices_home(model)
         self._steps = 0  # real optimizer steps that step() has seen
-        self._attempt = 0  # armed steps dropped since the last update
+        self._attempt = 0  # steps that the optimizer did not make since the last update
+        self._idle = 0  # of these, the last in a row
         self._hooked = False
         self._stepped = False  # whether the optimizer has stepped since the last step()
         self._proposals: dict[str, _Proposal] = {}
@@ -219,7 +224,15 @@ class Growth:
         proposals, self._proposals = self._proposals, {}
         if not stepped:
             self._attempt += 1
+            self._idle += 1
+            if self._idle == _IDLE:
+                warnings.warn(
+                    f"the optimizer that this growth was made with has not stepped in {_IDLE} calls of step(): no "
+                    "edges move. Make the growth anew where another optimizer has taken its place",
+                    stacklevel=2,
+                )
             return []
+        self._idle = 0
         updates = []
         if self.armed:
             if self._lockstep is not None:

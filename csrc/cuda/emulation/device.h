@@ -195,7 +195,6 @@ inline unsigned ballot(bool yes) {
   return mine.result;
 }
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
-inline unsigned lowest_bit(unsigned bits) { return static_cast<unsigned>(__builtin_ctz(bits)); }
 
 inline int atomic_add(int* to, int value) {
   const int before = *to;
