@@ -36,6 +36,8 @@ def hold(folder: Path, patience: float = 0.0) -> None:
     Raises FolderInUse where one still does, and OSError where no file can be made in the folder.
     """
     folder = folder.resolve()
+    if folder in _held and not is_at(folder / NAME, _held[folder]):  # the folder was removed since, and is a new one
+        os.close(_held.pop(folder))
     deadline = time.monotonic() + patience
     while folder not in _held:
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
