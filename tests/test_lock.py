@@ -15,11 +15,13 @@ from sparsekern.commands import train as command
 from sparsekern.commands.train import train
 from sparsekern.report.command import report
 from sparsekern.training import lock, progress
+from sparsekern.training.checkpoint import load_checkpoint
 from sparsekern.training.config import RunConfig, TrainConfig
 from sparsekern.training.folder import RunFolder, make_unused
 from sparsekern.training.load import load_model
 from sparsekern.training.lock import FolderInUse, hold, let_go
 from sparsekern.training.progress import StopAsked, StopRequest
+from sparsekern.training.run import resume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--model", "mlp", "--width", "8", "--batch-size", "256", "--epochs", "2", "--no-plots"]
@@ -164,7 +166,14 @@ def test_a_second_job_is_refused_and_changes_nothing(tmp_path, monkeypatch, caps
         assert (run / ".checkpoint.safetensors.1.tmp").exists()
         assert report([str(run)]) == 0  # who reads needs no lock
         load_model(run)
-    assert train([*words, "--resume", "auto"]) == 0
+        folder = RunFolder(run)
+        with pytest.raises(FolderInUse):
+            resume(folder.load_config(), folder)
+    monkeypatch.undo()
+    with held_elsewhere(run, seconds=0.6):  # the job before, which is just ending
+        assert train(["--resume", str(run)]) == 0
+    with held_elsewhere(run, seconds=0.6):
+        assert train([*words, "--resume", "auto"]) == 0
     assert not (run / ".lock").exists()
 
 
@@ -214,10 +223,12 @@ def test_processes_of_a_torchrun_that_was_killed_are_asked_to_stop(monkeypatch, 
         stop = StopRequest()
         assert not stop.asked()
         os.write(writing, b".")
-        while not stop.asked():
+        deadline = time.monotonic() + 20
+        while not stop.asked() and time.monotonic() < deadline:
             time.sleep(0.01)
         with contextlib.suppress(StopAsked):
             stop.check()
+            os.write(writing, b"nothing came")
             os._exit(1)
         os.write(writing, str(int(stop.signal)).encode())
         os._exit(0)
@@ -226,7 +237,7 @@ def test_processes_of_a_torchrun_that_was_killed_are_asked_to_stop(monkeypatch, 
     with process(agent) as (child, reading):
         assert os.read(reading, 1) == b"."
         os.kill(child, signal.SIGKILL)
-        assert os.read(reading, 10) == b"15"
+        assert os.read(reading, 20) == b"15"
     assert capfd.readouterr().err == "sparsekern train: torchrun was killed; saving and stopping\n"
 
 
@@ -235,6 +246,6 @@ def test_a_run_whose_torchrun_was_killed_saves_and_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "PARENT", -1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert train(words) == 75
-    assert RunFolder(tmp_path / "run").checkpoints.newest.exists()
+    assert load_checkpoint(RunFolder(tmp_path / "run").checkpoint)["progress"]["step"] == 1
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # others may lose their parent: nohup, daemons
     assert train(words) == 0
