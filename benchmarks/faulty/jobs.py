@@ -225,11 +225,11 @@ def orphan(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) 
     while any(is_alive(pid) for pid in left) and time.monotonic() < started + TIMEOUT:
         time.sleep(0.02)
     took = time.monotonic() - started
-    saved_and_gone = not any(is_alive(pid) for pid in left) and "all is saved" in job.log()
+    by_themselves = not any(is_alive(pid) for pid in left) and ("all is saved" in job.log() or job.is_done())
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    found = {"hit": hit, "while_saving": saving, "ended": saved_and_gone or job.is_done()}
+    found = {"hit": hit, "while_saving": saving, "ended": by_themselves}
     return found | {"seconds_to_end_orphaned": took, **finish(path, whole, ranks, seed)}
 
 

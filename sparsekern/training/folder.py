@@ -78,8 +78,9 @@ class RunFolder:
         return folder
 
     def hold(self, patience: float = 0.0) -> None:
-        """Keeps other processes from writing here until this one ends, or `let_go`; a folder that is not there is not
-        made. Raises FolderInUse where another one still does so after `patience` seconds.
+        """Keeps other processes from writing here, as `lock.hold` does, with what that raises.
+
+        A folder that is not there stays so: `create` makes it, and holds it.
         """
         if self.path.is_dir():
             hold(self.path, patience)

@@ -14,7 +14,7 @@ from pathlib import Path
 NAME = ".lock"  # in the folder, while it is held; one that a killed process left is held by nobody
 PATIENCE = 5.0  # seconds that a job that goes on waits for the one before it, which may just be ending
 POLL = 0.1
-WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # what file systems answer
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what file systems answer
 
 _held: dict[Path, int] = {}  # this process's descriptors, by folder
 
@@ -90,9 +90,11 @@ def let_go(folder: Path | None = None) -> None:
     """Lets other processes write in a folder that this one holds, or in all of them."""
     for each in [*_held] if folder is None else [folder.resolve()]:
         if each in _held:
+            descriptor = _held.pop(each)
             with contextlib.suppress(OSError):  # the folder may be gone
-                (each / NAME).unlink()
-            os.close(_held.pop(each))
+                if is_at(each / NAME, descriptor):
+                    (each / NAME).unlink()
+            os.close(descriptor)
 
 
 def leave_to_parent() -> None:
