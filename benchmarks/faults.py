@@ -135,8 +135,8 @@ def jobs_page(found: dict[str, Any]) -> list[str]:
         max((trial.get(key, 0.0) for trial in found["trials"]), default=0.0)
         for key in ("seconds_to_end", "seconds_to_end_hung", "seconds_to_end_orphaned")
     )
-    waited = f", {hung:.1f} s after one hung, {jobs.GRACE:.0f} s of which torchrun gives it" if hung else ""
-    waited += f", {orphaned:.1f} s after torchrun was killed" if orphaned else ""
+    waited = f", {orphaned:.1f} s after torchrun was killed" if orphaned else ""
+    waited += f", and {hung:.1f} s after one hung, {jobs.GRACE:.0f} s of which torchrun gives it" if hung else ""
     return [
         f"## Interrupted jobs, {found['ranks']} process{'es' if found['ranks'] > 1 else ''}",
         f"At random moments of a run that trains for {found['seconds_of_training']:.0f} s and saves every second step. "
