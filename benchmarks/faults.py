@@ -122,6 +122,8 @@ def jobs_page(found: dict[str, Any]) -> list[str]:
         "restarted": "a process is killed under torchrun's `--max-restarts=1`, which finishes it",
         "stopped": "SIGTERM; the job saves and stops, the same command finishes it",
         "hung": f"a process hangs (SIGSTOP); `--timeout {jobs.PATIENCE}` ends the job, the same command finishes it",
+        "orphaned": "torchrun is killed; its processes save and end by themselves, the same command finishes it",
+        "doubled": "the same command while the job is at work; it is refused, and the job finishes",
     }
     rows = []
     for way, told in what.items():
@@ -129,11 +131,12 @@ def jobs_page(found: dict[str, Any]) -> list[str]:
             counts = found[way]
             moments = str(counts["interrupted_before_their_end"]), str(counts["while_saving"])
             rows.append([told, *moments, f"{counts['as_it_should']} of {counts['of']}"])
-    killed, hung = (
+    killed, hung, orphaned = (
         max((trial.get(key, 0.0) for trial in found["trials"]), default=0.0)
-        for key in ("seconds_to_end", "seconds_to_end_hung")
+        for key in ("seconds_to_end", "seconds_to_end_hung", "seconds_to_end_orphaned")
     )
-    waited = f", and {hung:.1f} s after one hung, {jobs.GRACE:.0f} s of which torchrun gives it" if hung else ""
+    waited = f", {orphaned:.1f} s after torchrun was killed" if orphaned else ""
+    waited += f", and {hung:.1f} s after one hung, {jobs.GRACE:.0f} s of which torchrun gives it" if hung else ""
     return [
         f"## Interrupted jobs, {found['ranks']} process{'es' if found['ranks'] > 1 else ''}",
         f"At random moments of a run that trains for {found['seconds_of_training']:.0f} s and saves every second step. "

@@ -271,7 +271,7 @@ class Faults:
     steps: int = 20000
     """steps: training steps, at least 2000."""
     interruptions: int = 20
-    """jobs: kills; restarts by torchrun and stops are a quarter as many, hangs a tenth."""
+    """jobs: kills; restarts and stops, kills of torchrun and second starts are a quarter as many, hangs a tenth."""
     ranks: int = 1
     """jobs: processes under torchrun."""
     seed: int = 0

@@ -41,12 +41,17 @@ def interrupt(times: int, ranks: int, seed: int) -> dict[str, Any]:
     the same command finish it. restarted, a quarter as often: the same under `--max-restarts=1`; the job must finish
     by itself. stopped, as often: SIGTERM of the process (or, of several, of all of them, and of torchrun, as a
     scheduler does); it must exit with SAVED_ON_SIGTERM, and the same command finish it. hung, of several ranks alone
-    and a tenth as often: SIGSTOP of one; the job must end with an error once the others waited PATIENCE. The final
-    weights must be those of a run without a break, bit for bit, and so the CSV files but for their times.
-    Interruptions that come too late are made again.
+    and a tenth as often: SIGSTOP of one; the job must end with an error once the others waited PATIENCE. orphaned, of
+    several ranks alone and a quarter as often: SIGKILL of torchrun itself; its ranks must save and end by themselves
+    within TIMEOUT, and the same command finish it. doubled, a quarter as often: the same command while the job is at
+    work (SIGSTOP holds it meanwhile); it must be refused, and the job finish. The final weights must be those of a run
+    without a break, bit for bit, and so the CSV files but for their times. Interruptions that come too late are made
+    again.
     """
     draws = random.Random(seed)
-    shares = {"killed": 1, "restarted": 4, "stopped": 4} | ({"hung": 10} if ranks > 1 else {})
+    shares = {"killed": 1, "restarted": 4, "stopped": 4, "doubled": 4}
+    if ranks > 1:
+        shares |= {"hung": 10, "orphaned": 4}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, seconds = uninterrupted(folder / "whole", ranks, seed)
@@ -209,7 +214,39 @@ def hang(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) ->
     return found | {"ended": job.is_done() or code not in (None, 0), **finish(path, whole, ranks, seed)}
 
 
-WAYS = {"killed": kill, "restarted": restart, "stopped": stop, "hung": hang}
+def orphan(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
+    """SIGKILL of torchrun, which leaves its ranks without a parent."""
+    job = begin(path, ranks, seed, seconds)
+    left = [pid for pid in job.workers() if pid != job.process.pid]
+    hit, saving = not job.is_done() and bool(left), any(path.glob(".*.tmp"))
+    job.process.kill()
+    started = time.monotonic()
+    job.process.wait()
+    while any(is_alive(pid) for pid in left) and time.monotonic() < started + TIMEOUT:
+        time.sleep(0.02)
+    took = time.monotonic() - started
+    by_themselves = not any(is_alive(pid) for pid in left) and ("all is saved" in job.log() or job.is_done())
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    found = {"hit": hit, "while_saving": saving, "ended": by_themselves}
+    return found | {"seconds_to_end_orphaned": took, **finish(path, whole, ranks, seed)}
+
+
+def double(path: Path, whole: RunFolder, ranks: int, seed: int, seconds: float) -> dict[str, Any]:
+    """The same command a second time, while the first one is held at a random moment, or it would soon be over."""
+    job = begin(path, ranks, seed, seconds)
+    hit, saving = job.strike(signal.SIGSTOP)
+    second = Job(path, ranks, seed)
+    refused = second.wait(LONGEST)
+    said = f"{path} is in use: process " in job.log()
+    job.signal_workers(signal.SIGCONT)
+    code = job.wait(LONGEST)
+    found = {"hit": hit, "while_saving": saving, "code": code, "code_of_the_second": refused}
+    return found | {"ended": code == 0 and ((refused == 1 and said) or not hit), **compare(path, whole)}
+
+
+WAYS = {"killed": kill, "restarted": restart, "stopped": stop, "hung": hang, "orphaned": orphan, "doubled": double}
 
 
 def begin(
@@ -266,6 +303,14 @@ def family(process: int) -> Iterator[int]:
             continue
         for child in children:
             yield from family(int(child))
+
+
+def is_alive(process: int) -> bool:
+    """Whether it is there and has not ended, as one that nobody waited for has."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def command(process: int) -> bytes:

@@ -16,6 +16,7 @@ from sparsekern.data import DataError
 from sparsekern.recipes import load_recipe
 from sparsekern.training.config import CHANGEABLE_ON_RESUME, TrainConfig
 from sparsekern.training.folder import RunFolder
+from sparsekern.training.lock import PATIENCE, let_go
 from sparsekern.training.progress import tell
 from sparsekern.training.ranks import TIMEOUT, FirstFailed, Processes, join, leave, processes
 from sparsekern.training.run import Stopped, resume, run, start
@@ -54,7 +55,10 @@ def train(arguments: Sequence[str]) -> int:
         team = join(defaults_of(arguments).timeout)
     except ValueError as error:
         return fail(error)
-    code = train_together(arguments, team)
+    try:
+        code = train_together(arguments, team)
+    finally:
+        let_go()
     if team.ranks is not None and code != 1:
         leave()
     return code
@@ -86,14 +90,15 @@ def train_together(arguments: Sequence[str], team: Processes) -> int:
 def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     """A new run, or the one to resume."""
     ahead = defaults_of(arguments)
-    path = ahead.resume
+    path, patience = ahead.resume, min(PATIENCE, ahead.timeout / 2)  # the other processes wait for the first one
     if path is None:
         return start(processes().first(lambda: new_config(arguments)))
     if path == AUTO:
-        return start_or_resume(processes().first(lambda: new_config(arguments)))
+        return start_or_resume(processes().first(lambda: new_config(arguments)), patience)
     if ahead.recipe is not None:
         raise ValueError(f"--resume goes on under the run's own configuration; it takes no --recipe {ahead.recipe}")
     folder = RunFolder(path)
+    processes().first(lambda: folder.hold(patience))
     saved = folder.load_config()
     config = parse(arguments, saved)
     check_same(config, saved)
@@ -102,12 +107,15 @@ def prepare(arguments: Sequence[str]) -> tuple[Trainer, RunFolder]:
     return resume(config, folder), folder
 
 
-def start_or_resume(config: TrainConfig) -> tuple[Trainer, RunFolder]:
-    """What a job's command does each time it is started: the run in its --output, or a new one there."""
+def start_or_resume(config: TrainConfig, patience: float) -> tuple[Trainer, RunFolder]:
+    """What a job's command does each time it is started: the run in its --output, or a new one there.
+
+    `patience` is how long it waits for another process that is at work in that folder, in seconds.
+    """
     if config.run.output is None:
         raise ValueError("--resume auto needs --output, the folder where the run is or will be")
     folder = RunFolder(config.run.output)
-    if not processes().first(folder.holds_run):
+    if not processes().first(lambda: folder.holds_run(patience)):
         return start(config)
     check_same(config, folder.load_config())
     return resume(config, folder), folder

@@ -12,6 +12,8 @@ from sparsekern.growth import ObservedUpdate
 from sparsekern.training.checkpoint import CheckpointError, load_checkpoint
 from sparsekern.training.checkpoints import Checkpoints
 from sparsekern.training.config import TrainConfig
+from sparsekern.training.lock import NAME as LOCK
+from sparsekern.training.lock import hold, let_go
 from sparsekern.training.metrics import CsvLog
 from sparsekern.training.nonfinite import check_finite
 from sparsekern.training.trainer import Trainer
@@ -56,19 +58,39 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """A new folder with the run's config.json. Raises FileExistsError rather than write into a used one."""
+        """A new folder with the run's config.json, held by this process.
+
+        Raises FileExistsError rather than write into a used one, FolderInUse for one where another process is at work.
+        """
         path = config.run.output
         if path is None:
-            path = unused(Path("runs") / config.label)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            path = make_unused(Path("runs") / config.label)
+        elif path.exists() and not path.is_dir():
+            raise FileExistsError(f"output {path} is a file: --output names a folder")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        hold(path)
+        if any(each.name != LOCK for each in path.iterdir()):
+            let_go(path)
             raise FileExistsError(f"output {path} exists: --resume {path} continues it, another --output starts anew")
-        path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         write_json(folder.config, config.to_dict())
         return folder
 
-    def holds_run(self) -> bool:
-        """Whether there is a run to resume; one that was killed before its first checkpoint is cleared away."""
+    def hold(self, patience: float = 0.0) -> None:
+        """Keeps other processes from writing here, as `lock.hold` does, with what that raises.
+
+        A folder that is not there stays so: `create` makes it, and holds it.
+        """
+        if self.path.is_dir():
+            hold(self.path, patience)
+
+    def holds_run(self, patience: float = 0.0) -> bool:
+        """Whether there is a run to resume; one that was killed before its first checkpoint is cleared away.
+
+        Holds the folder first, as `hold` does, with what that raises.
+        """
+        self.hold(patience)
         if self.checkpoints.exist():
             return True
         remove_unfinished(self.path)
@@ -109,11 +131,13 @@ class RunFolder:
         """Brings `trainer` to the newest checkpoint that can be read, and the CSVs back to its step.
 
         Removes what a killed save left. Warns where an earlier checkpoint stands in for a damaged one. Of several
-        processes the first one says which. Raises FileNotFoundError or CheckpointError.
+        processes the first one says which, and holds the folder from then on. Raises FileNotFoundError, CheckpointError
+        or FolderInUse.
         """
         found: list[tuple[Path, dict[str, Any]]] = []
 
         def find() -> Path:
+            self.hold()
             found.append(self.checkpoints.find())
             return found[0][0]
 
@@ -139,13 +163,18 @@ def take(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
-def unused(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist."""
+def make_unused(path: Path) -> Path:
+    """Makes `path`, or the first of path-2, path-3, ... that does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+        except FileExistsError:  # maybe just now, by a job that was started together with this one
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        else:
+            return candidate
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINES_WITHOUT_TERMINAL = 10
+PARENT = os.getppid()  # as early as can be: torchrun's agent, where that started this process
 
 
 def tell(console: Console, text: str) -> None:
@@ -71,7 +75,8 @@ class StopRequest:
     """Within it, the first Ctrl-C or SIGTERM only sets `signal`, to be acted on between steps; a second one acts.
 
     Not under torchrun, which passes on what a scheduler has sent to all processes of a job already, sends SIGTERM when
-    another process has ended, and kills those that then take too long.
+    another process has ended, and kills those that then take too long. Where torchrun itself was killed, which leaves
+    its processes at work with nobody to end them, that counts as a SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -88,9 +93,17 @@ class StopRequest:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def asked(self) -> int:
+        """The number of the signal that has come, 0 for none."""
+        if self.signal is None and dist.is_torchelastic_launched() and os.getppid() != PARENT:
+            with contextlib.suppress(OSError):  # standard error may have gone with it
+                print("sparsekern train: torchrun was killed; saving and stopping", file=sys.stderr, flush=True)
+            self.signal = signal.SIGTERM
+        return self.signal or 0
+
     def check(self) -> None:
         """Raises StopAsked once a signal has come."""
-        if self.signal is not None:
+        if self.asked():
             raise StopAsked
 
     def note(self, number: int, frame: FrameType | None) -> None:

@@ -107,7 +107,7 @@ def fit(trainer: Trainer, folder: RunFolder, console: Console, stop: StopRequest
 
     def check() -> None:
         """Raises StopAsked once a signal has come to one of the processes, at the same step on all of them."""
-        if number := together.most(stop.signal or 0):
+        if number := together.most(stop.asked()):
             stop.signal = signal.Signals(number)
             raise StopAsked
 
