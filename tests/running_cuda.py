@@ -12,6 +12,7 @@ import torch
 from gpu_backend import (
     DEVICE,
     HALVES,
+    NAME,
     SHARED_BYTES,
     Operands,
     assert_close,
@@ -22,8 +23,10 @@ from gpu_backend import (
     random_mask,
 )
 
+import sparsekern
 from sparsekern import Pattern, SparseLinear
-from sparsekern.backends import reference
+from sparsekern.backends import reference, triton
+from sparsekern.backends.cuda import served
 from sparsekern.backends.cuda.activations import by_feature
 from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
 from sparsekern.backends.cuda.extension import is_emulated, kernels, queue_of
@@ -316,9 +319,8 @@ def test_values_that_are_not_finite_reach_their_blocks():
 
 def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
     """To Triton, where that serves: it gathers from memory what would be copied for less than one use."""
-    module = LINEAR
     asked = []
-    monkeypatch.setattr(module, "other", lambda *of: asked.append(of) or reference)
+    monkeypatch.setattr(served, "other", lambda *of: asked.append(of) or reference)
     masks = torch.zeros(40, 50, dtype=torch.bool), random_mask(40, 50, 0.1)
     sparse, dense = (Operands(3, mask, torch.bfloat16) for mask in masks)
     sparse.results(backend)
@@ -326,19 +328,23 @@ def test_what_is_too_sparse_goes_elsewhere(monkeypatch):
     asked.clear()
     dense.results(backend)
     assert not asked
+    monkeypatch.setattr(served, "other", lambda *of: triton)
+    layers = [SparseLinear(64, 64, density=edges / 4096, device=DEVICE).bfloat16() for edges in (3, 4)]
+    with sparsekern.backend(NAME):
+        assert [sparsekern.backend_of(layer) for layer in layers] == ["triton", NAME]
 
 
 @pytest.mark.parametrize("name", ["nnz", "rows", "columns"])
 def test_what_32_bits_do_not_number_goes_elsewhere(name, monkeypatch):
     asked = []
-    monkeypatch.setattr(LINEAR, "other", lambda *of: asked.append(of) or reference)
-    monkeypatch.setattr(LINEAR, "_MOST", 39)
+    monkeypatch.setattr(served, "other", lambda *of: asked.append(of) or reference)
+    monkeypatch.setattr(served, "_MOST", 39)
     shape = {"nnz": (20, 20), "rows": (40, 10), "columns": (10, 40)}[name]
     mask = torch.zeros(shape, dtype=torch.bool)
     mask.view(-1)[: 40 if name == "nnz" else 7] = True
     assert_equal_their_twins(Operands(3, mask, torch.float16))
     assert len(asked) == 2
-    monkeypatch.setattr(LINEAR, "_MOST", 40)
+    monkeypatch.setattr(served, "_MOST", 40)
     assert_equal_their_twins(Operands(3, mask, torch.float16))
     assert len(asked) == 2
 

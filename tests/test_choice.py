@@ -118,6 +118,21 @@ def test_the_cuda_kernels_where_triton_is_not(monkeypatch):
     assert choice.chosen("linear", torch.float16, torch.device("cuda", 76)) == "reference"
 
 
+@pytest.mark.parametrize("with_triton", [True, False])
+def test_matrices_that_the_cuda_kernels_leave_to_others(monkeypatch, with_triton):
+    monkeypatch.setattr(choice.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(cuda.served, "find_spec", lambda name: name if with_triton else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda", 92)
+    with sparsekern.backend("cuda"):
+        for extent, expected in (
+            (cuda.Extent(4096, 1024, 4096), "cuda"),
+            (cuda.Extent(4096, 1024, 4095), "triton" if with_triton else "cuda"),
+            (cuda.Extent(1, 2**31, 2**30), "triton" if with_triton else "reference"),
+        ):
+            assert choice.chosen("linear", torch.bfloat16, device, extent) == expected
+
+
 @pytest.mark.skipif(cuda.is_emulated(), reason="the CUDA kernels run on the CPU here")
 def test_the_cuda_kernels_take_no_tensors_on_the_cpu(monkeypatch):
     layer = SparseLinear(4, 3, density=0.5)

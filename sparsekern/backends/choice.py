@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.backends import cpu, cuda, reference, triton
+from sparsekern.backends.cuda import Extent
 from sparsekern.backends.topology import cpu as cpu_topology
 from sparsekern.backends.topology import reference as reference_topology
 
@@ -134,15 +135,20 @@ def backend(name: str) -> Iterator[None]:
         _use(before)
 
 
-def chosen(product: str, dtype: torch.dtype, device: torch.device) -> str:
+def chosen(product: str, dtype: torch.dtype, device: torch.device, extent: Extent | None = None) -> str:
     """The backend that now computes a product, "linear" or "conv2d", of activations of this dtype on this device.
+
+    Args:
+        extent: of a linear product's matrix, if it is known: what is too large or too sparse for the CUDA kernels goes
+            elsewhere.
 
     Raises:
         ValueError: where the backend that was asked for cannot take tensors of that device.
     """
     name = _for_device(_current, device.type)
-    if name == "cuda" and not cuda.serves(product, dtype, device):
-        return cuda.other(product, dtype, device).__name__.rpartition(".")[2]
+    if name == "cuda":
+        instead = cuda.elsewhere(product, dtype, device, extent)
+        return name if instead is None else instead.__name__.rpartition(".")[2]
     return "reference" if name == "triton" and not triton.serves(product, dtype, device) else name
 
 

@@ -14,7 +14,8 @@ def backend_of(served: Any) -> str:
 
     Args:
         served: a SparseLinear or SparseConv2d, asked with activations of its weight's dtype, or a tensor, taken as a
-            SparseLinear's input.
+            SparseLinear's input. Only a layer says how large and how sparse it is; a SparseConv2d does not say of which
+            size its images are, and kernels of thousands of taps may go elsewhere all the same.
 
     Raises:
         TypeError: for anything else.
@@ -23,7 +24,9 @@ def backend_of(served: Any) -> str:
     """
     if isinstance(served, Tensor):
         return choice.chosen("linear", served.dtype, served.device)
-    for kind, product in ((SparseLinear, "linear"), (SparseConv2d, "conv2d")):
-        if isinstance(served, kind):
-            return choice.chosen(product, served.weight.dtype, served.weight.device)
+    if isinstance(served, SparseLinear):
+        extent = choice.Extent(*served.matrix_shape, served.nnz)
+        return choice.chosen("linear", served.weight.dtype, served.weight.device, extent)
+    if isinstance(served, SparseConv2d):
+        return choice.chosen("conv2d", served.weight.dtype, served.weight.device)
     raise TypeError(f"served is a {type(served).__name__}; expected a SparseLinear, a SparseConv2d or a tensor")

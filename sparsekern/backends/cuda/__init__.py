@@ -1,6 +1,6 @@
 """The products as CUDA C++ kernels: NVIDIA GPUs from sm_80 on, where the package was built with nvcc.
 
-What no kernel is written for, :func:`serves` says, and goes to Triton where that serves, else to the reference. Results
+What has no kernel here goes to Triton where that serves, else to the reference: :func:`elsewhere`. Results
 are the same from call to call: no sum's order is left to chance.
 """
 
@@ -13,13 +13,15 @@ from sparsekern.backends.cuda.linear import (
     linear_input_grad,
     linear_weight_grad,
 )
-from sparsekern.backends.cuda.served import other, serves
+from sparsekern.backends.cuda.served import Extent, elsewhere, serves
 
 __all__ = [
+    "Extent",
     "conv2d",
     "conv2d_backward",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "elsewhere",
     "is_built",
     "is_emulated",
     "linear",
@@ -27,6 +29,5 @@ __all__ = [
     "linear_direct",
     "linear_input_grad",
     "linear_weight_grad",
-    "other",
     "serves",
 ]

@@ -15,34 +15,27 @@ from sparsekern.backends.cuda import linear_float32
 from sparsekern.backends.cuda.activations import ByFeature, by_feature
 from sparsekern.backends.cuda.cuts import chunk_of, spmm_tile
 from sparsekern.backends.cuda.extension import kernels, queue_of
-from sparsekern.backends.cuda.served import other, serves
+from sparsekern.backends.cuda.served import Extent, elsewhere
 from sparsekern.backends.cuda.slots import DTYPE_CODES, GROUPS_A_BLOCK, Layout, layout, packed
 from sparsekern.backends.gpu import on_device_of
 
-_MOST = 2**31 - 1  # edges, and majors: the kernels count them in 32 bits
-# At a lower density a thread block of the largest tile, 1024 majors, brings activations into shared memory for less
-# than one edge each: a gather from memory moves less.
-_LEAST_DENSITY = 1 / 1024
+_ALL = 2**31 - 1  # blocks: one order of the minors for all
 _MOST_SPLITS = 16  # of the tokens, each with sums of its own
 
 linear_direct = reference.linear_direct
 
 
 def _elsewhere(x: Tensor, ccol: Tensor, row: Tensor, rows: int) -> ModuleType | None:
-    """The backend that is to compute with these activations and this matrix instead, or None."""
-    nnz, columns = row.numel(), ccol.numel() - 1
-    if not serves("linear", x.dtype, x.device) or max(nnz, rows, columns) > _MOST:
-        return other("linear", x.dtype, x.device)
-    if nnz < _LEAST_DENSITY * rows * columns:
-        backend = other("linear", x.dtype, x.device)
-        if backend is not reference:
-            return backend
+    """What is to compute with these activations and this matrix instead, or None."""
+    backend = elsewhere("linear", x.dtype, x.device, Extent(rows, ccol.numel() - 1, row.numel()))
+    if backend is not None:
+        return backend
     return linear_float32 if x.dtype == torch.float32 else None
 
 
 def _by_column(ccol: Tensor, row: Tensor, rows: int, chunk: int) -> Layout:
     """The slots by column, one order of the rows for all: for the input's gradient and the values'."""
-    return layout(ccol, row, None, rows, chunk, GROUPS_A_BLOCK, _MOST)
+    return layout(ccol, row, None, rows, chunk, GROUPS_A_BLOCK, _ALL)
 
 
 def _sums_along(
