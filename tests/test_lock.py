@@ -106,11 +106,22 @@ def test_one_process_at_a_time_however_it_ends(tmp_path):
         hold(tmp_path)
 
 
-def test_a_process_that_is_just_ending_is_waited_for(tmp_path):
-    with held_elsewhere(tmp_path, seconds=0.4):
+def test_a_process_that_is_just_ending_is_waited_for(tmp_path, monkeypatch):
+    sleep, waits = time.sleep, []
+
+    def ends_at_the_second(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            os.kill(other, signal.SIGKILL)
+        sleep(seconds)
+
+    with held_elsewhere(tmp_path) as other:
         with pytest.raises(FolderInUse):
-            hold(tmp_path, patience=0.1)
+            hold(tmp_path, patience=0.05)
+        monkeypatch.setattr(time, "sleep", ends_at_the_second)
+        waits.clear()
         hold(tmp_path, patience=20)
+    assert len(waits) >= 2
 
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path, monkeypatch):
