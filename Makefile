@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/.installed
 # Test processes side by side, each of one thread but where a test asks for more. JOBS= for none.
 JOBS ?= 2
 endif
-PARALLEL := $(if $(JOBS),-n $(JOBS) --dist loadfile)
+PARALLEL := $(if $(JOBS),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 EXTENSION := sparsekern/_C$(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')

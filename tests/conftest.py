@@ -12,6 +12,9 @@ if torch.cuda.is_available():
 # What the Python of a GPU machine may lack. What needs one of these is skipped there, and says so.
 OPTIONAL = re.compile(r"ModuleNotFoundError: No module named '(hypothesis|psutil|rich|safetensors|tyro)\b")
 
+# Few tests that take minutes each: where files are dealt to processes, at the end all but one would wait for them.
+LONGEST = ("test_cuda", "test_triton")
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
@@ -19,7 +22,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection_modifyitems(items):
-    """Marks tests; of those then selected, leaves the ones that .ci/gpu.py gives this process."""
+    """Marks tests and puts the longest first; of those selected, leaves the ones that .ci/gpu.py gives this process."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         if "on_the_gpu" in item.name:  # in a process of its own, which a mark would not reach
             item.add_marker(pytest.mark.gpu)
