@@ -13,7 +13,7 @@ from sparsekern.backends.cuda.linear import (
     linear_input_grad,
     linear_weight_grad,
 )
-from sparsekern.backends.cuda.served import Extent, elsewhere, serves
+from sparsekern.backends.cuda.served import Extent, elsewhere
 
 __all__ = [
     "Extent",
@@ -29,5 +29,4 @@ __all__ = [
     "linear_direct",
     "linear_input_grad",
     "linear_weight_grad",
-    "serves",
 ]
